@@ -32,6 +32,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wellposed.train import StackedAdam
+
 __all__ = [
     "BaggedSplits",
     "NetworkRun",
@@ -848,7 +850,7 @@ def train_network(
     x, x_val = task.x.tensor_split([(bags - held) * bag_size], dim=1)
     bag_y, val_y = task.bag_y.unsqueeze(1).tensor_split([bags - held], dim=2)
     mix = task.x.new_tensor(rhos)
-    optimizer = torch.optim.Adam(layers, lr=lr)
+    optimizer = StackedAdam(layers, lr=lr)
     best = task.x.new_full((3, splits, len(rhos)), torch.inf)
     for step in range(steps + 1):
         if step % check_every == 0:
@@ -860,7 +862,6 @@ def train_network(
         pred = predict(x)
         each = bag_loss(pred, bag_y, bag_size) * (1 - mix)
         each = each + mix * instance_loss(pred, bag_y, bag_size)
-        optimizer.zero_grad()
         each.sum().backward()
         optimizer.step()
     return NetworkRun(test_error=best[1], val_error=best[0], step=best[2])
