@@ -205,7 +205,8 @@ def test_what_snakemake_is_asked(project: Path, monkeypatch: pytest.MonkeyPatch)
     full = jobs(project, preset="full", given={"rates": "0.5,1"})
     failed, seen = run(project, full, cores=3, gpus=2, timeout=77)
     command = " ".join(Stand.asked)
-    assert "--cores 3 --resources gpu=2 --config plan=.plan-" in command
+    assert "--cores 3 --jobs 3 --resources gpu=2 --config plan=.plan-" in command
+    assert f"--profile {project}/workflow/profiles/local " in command
     assert f"--directory {project}/runs " in command
     assert [entry["slug"] for entry in Stand.entries] == ["alpha", "beta"]
     entry = Stand.entries[0]
@@ -215,6 +216,38 @@ def test_what_snakemake_is_asked(project: Path, monkeypatch: pytest.MonkeyPatch)
     assert seen[-1] == {"alpha": (4, 6), "beta": (4, 6)}
     assert failed["alpha"] == "the reason"
     assert list((project / "runs").glob(".plan-*")) == []
+
+
+def test_another_profile_is_handed_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch.subprocess, "Popen", Stand)
+    slurm = batch.profile_folder(project, "slurm")
+    run(project, jobs(project), profile=slurm)
+    assert f"--profile {project}/workflow/profiles/slurm " in " ".join(Stand.asked)
+
+
+def test_profiles_by_name_and_by_folder(project: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "config.yaml").write_text("executor: slurm\n")
+    assert batch.profile_folder(project, str(own)) == own
+    assert batch.profile_folder(project, "local").name == "local"
+    with pytest.raises(UserError, match="no profile 'slrum': did you mean 'slurm'"):
+        batch.profile_folder(project, "slrum")
+
+
+def test_an_old_plan_is_swept_a_young_one_stays(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed batch leaves its plan; another batch may be at work on a young one."""
+    monkeypatch.setattr(batch.subprocess, "Popen", Stand)
+    out = project / "runs"
+    out.mkdir(exist_ok=True)
+    old, young = out / ".plan-1.json", out / ".plan-2.json"
+    for path in (old, young):
+        path.write_text("[]")
+    os.utime(old, (0, 0))
+    run(project, jobs(project))
+    assert (old.exists(), young.exists()) == (False, True)
 
 
 def test_a_gpu_is_taken_only_by_full_runs_that_may_use_one(

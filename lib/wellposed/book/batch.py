@@ -15,11 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from wellposed.book.errors import RunError, UserError
-from wellposed.book.project import Paper
-from wellposed.book.record import write_json
+from wellposed.book.project import Paper, nearest
+from wellposed.book.record import sweep, write_json
 from wellposed.book.runs import Job, execute, plan
 
 POLL_SECONDS = 0.3
+LOCAL = "local"
+"""The profile that runs papers on this machine."""
 
 
 def run_batch(
@@ -31,6 +33,7 @@ def run_batch(
     gpus: int,
     timeout: int | None,
     on_change: Callable[[dict[str, tuple[int, int]]], None],
+    profile: Path | None = None,
 ) -> dict[str, str]:
     """Run jobs through Snakemake and wait for them.
 
@@ -38,10 +41,12 @@ def run_batch(
         jobs: what to run; finished ones are left out.
         root: the project's root.
         out: folder of all runs.
-        cores: how many papers may run at once.
+        cores: how many papers may run at once, here or on the cluster.
         gpus: how many of them may use a GPU at once.
         timeout: seconds that one cell may take; no limit if None.
         on_change: told every moment how far each started run is: (cells done, cells in all).
+        profile: folder of the Snakemake profile that says where the papers run; this machine if
+            None.
 
     Returns:
         For each run that failed, its slug and the reason.
@@ -52,12 +57,15 @@ def run_batch(
     waiting = [job for job in jobs if job.finished() is None]
     if not waiting:
         return {}
+    sweep(out, ".plan-*")
     plan_path = out / f".plan-{os.getpid()}.json"
     write_json(plan_path, [_describe(job, out, timeout) for job in waiting])
     command = [
         *(sys.executable, "-m", "snakemake", "--snakefile", str(root / "workflow" / "Snakefile")),
-        *("--profile", str(root / "workflow" / "profiles" / "local")),
-        *("--directory", str(out), "--cores", str(cores), "--resources", f"gpu={gpus}"),
+        *("--profile", str(profile or profile_folder(root, LOCAL))),
+        # A cluster counts jobs, this machine counts cores: a paper is one of either.
+        *("--directory", str(out), "--cores", str(cores), "--jobs", str(cores)),
+        *("--resources", f"gpu={gpus}"),
         *("--config", f"plan={plan_path.name}"),
     ]
     log = out / ".snakemake.log"
@@ -82,6 +90,30 @@ def run_batch(
         plan_path.unlink(missing_ok=True)
     on_change(_progress(waiting))
     return {job.paper.slug: _reason(job, log) for job in waiting if job.finished() is None}
+
+
+def profile_folder(root: Path, name: str) -> Path:
+    """The Snakemake profile that a word on the command line means.
+
+    Args:
+        root: the project's root.
+        name: one of the profiles in ``workflow/profiles``, or the path of a folder with a profile.
+
+    Returns:
+        The folder that holds the profile's ``config.yaml``.
+
+    Raises:
+        UserError: there is no such profile.
+    """
+    home = root / "workflow" / "profiles"
+    for folder in (home / name, Path(name).expanduser()):
+        if (folder / "config.yaml").is_file():
+            return folder.absolute()
+    known = sorted(path.parent.name for path in home.glob("*/config.yaml"))
+    raise UserError(
+        f"no profile {name!r}{nearest(name, known)} (profiles: {', '.join(known)}, or a folder "
+        "that holds a Snakemake config.yaml)"
+    )
 
 
 def _describe(job: Job, out: Path, timeout: int | None) -> dict[str, object]:

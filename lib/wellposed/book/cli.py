@@ -179,6 +179,9 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     jobs: Annotated[int, typer.Option(min=1, help="Papers to run side by side.")] = 1,
     gpus: Annotated[int, typer.Option(min=0, help="Papers that may use a GPU at once.")] = 1,
+    profile: Annotated[
+        str, typer.Option(help="Where: local, slurm, kubernetes, or a Snakemake profile's folder.")
+    ] = "local",
     out: Annotated[Path | None, typer.Option(help="Folder of all runs [runs/].")] = None,
     timeout: Annotated[
         int | None, typer.Option(min=1, help="Seconds one cell may take [no limit].")
@@ -190,14 +193,19 @@ def run(
     Example: wellposed run all --preset smoke --jobs 2
 
     Example: wellposed run early-learning-regularization -p epochs=10 --seed 3
+
+    Example: wellposed run all --preset full --profile slurm --jobs 40 --gpus 8
     """
+    from wellposed.book.batch import LOCAL, profile_folder
     from wellposed.book.runs import plan, require_device
 
     papers = _select(targets)
     given = dict(_assignment(text) for text in parameter or [])
     root = find_root()
     folder = (out or root / "runs").absolute()
-    require_device(device)
+    where = profile_folder(root, profile)
+    if profile == LOCAL:  # the machine that submits to a cluster need not have its devices
+        require_device(device)
     planned = [
         plan(paper, preset=preset, given=given, seed=seed, device=device, out=folder)
         for paper in papers
@@ -207,10 +215,10 @@ def run(
         for job in planned:
             job.record_path.unlink(missing_ok=True)
     waiting = [job for job in planned if job.finished() is None]
-    if len(waiting) == 1:
+    if len(waiting) == 1 and profile == LOCAL:
         failed = _run_one(waiting[0], timeout)
     elif waiting:
-        failed = _run_many(waiting, root, folder, jobs, gpus, timeout)
+        failed = _run_many(waiting, root, folder, jobs, gpus, timeout, where)
     else:
         failed = {}
     ran = {job.paper.slug for job in waiting}
@@ -258,7 +266,13 @@ def _teller(
 
 
 def _run_many(
-    waiting: "list[Job]", root: Path, folder: Path, jobs: int, gpus: int, timeout: int | None
+    waiting: "list[Job]",
+    root: Path,
+    folder: Path,
+    jobs: int,
+    gpus: int,
+    timeout: int | None,
+    profile: Path,
 ) -> dict[str, str]:
     from wellposed.book.batch import run_batch
 
@@ -271,6 +285,7 @@ def _run_many(
             gpus=gpus,
             timeout=timeout,
             on_change=on_change,
+            profile=profile,
         )
 
 
@@ -472,6 +487,51 @@ def ledger(
         table.add_row(row.paper, row.claim, *numbers, row.verdict, row.preset)
     _console().print(table)
     print(f"{len(found)} claims: {totals_text(row.verdict for row in found)}")
+
+
+Force = Annotated[bool, typer.Option("--force", help="Write over a file that exists.")]
+
+
+@app.command()
+def assignment(
+    slug: Slug,
+    instructor: Annotated[
+        bool, typer.Option("--instructor", help="With solutions: nbgrader's source version.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="The course's folder.")] = Path("course"),
+    force: Force = False,
+) -> None:
+    """Write a paper's exercises as a notebook to hand out, or to grade with.
+
+    Students get OUT/release/SLUG/SLUG.ipynb, with stubs for answers and the tests kept.
+    Instructors get OUT/source/SLUG/SLUG.ipynb, with solutions. Both carry nbgrader's metadata, and
+    OUT can be its course folder.
+
+    Example: wellposed assignment weight-compander --out course
+
+    Example: wellposed assignment weight-compander --instructor --out course
+    """
+    from wellposed.book.assignment import write_assignment
+
+    print(write_assignment(find_paper(slug), out, instructor=instructor, force=force))
+
+
+@app.command()
+def slides(
+    slug: Slug,
+    out: Annotated[Path | None, typer.Option(help="The file [SLUG-slides.html].")] = None,
+    force: Force = False,
+) -> None:
+    """Write a paper's slides: one HTML page that opens in any browser, offline too.
+
+    It shows the notebook's cells that have a slide type. Arrow keys move, Esc shows all slides,
+    and `?print-pdf` behind the address prints them.
+
+    Example: wellposed slides sinkhorn-newton-sparse --out talk.html
+    """
+    from wellposed.book.slides import write_slides
+
+    print(write_slides(find_paper(slug), out or Path(f"{slug}-slides.html"), force=force))
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 import json
 import os
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +15,9 @@ from wellposed.book.errors import UserError
 
 MIME = "application/vnd.wellposed.claims+json"
 """The type of the output that carries a notebook's claims."""
+
+LEFT_BEHIND_SECONDS = 86400.0
+"""A temporary file older than this was left behind by a kill."""
 
 # Digits beyond these differ between machines and mean nothing to a reader.
 _DIGITS = 6
@@ -107,6 +112,20 @@ def read_record(path: Path) -> RunRecord | None:
         return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def sweep(folder: Path, pattern: str) -> None:
+    """Delete files that a kill left behind; a younger one may be another's at work.
+
+    Args:
+        folder: where to look, not below it.
+        pattern: which names, as for :meth:`pathlib.Path.glob`.
+    """
+    before = time.time() - LEFT_BEHIND_SECONDS
+    for path in folder.glob(pattern):
+        with suppress(OSError):  # another run may have swept it by now
+            if path.stat().st_mtime < before:
+                path.unlink()
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -133,12 +133,18 @@ def claims_table(card: Card, record: ClaimsRecord) -> str:
     )
 
 
-def verdict_badge(verdict: Verdict) -> str:
-    """A verdict as a small HTML badge with a sign and the word."""
+def verdict_badge(verdict: Verdict, count: int | None = None) -> str:
+    """A verdict as a small HTML badge with a sign and the word, and how often it was reached.
+
+    Example:
+        >>> verdict_badge("partly", 2)
+        '<span class="wp-verdict wp-partly"><span aria-hidden="true">◐</span> 2 partly</span>'
+    """
     name = verdict.replace(" ", "-")
+    words = verdict if count is None else f"{count} {verdict}"
     return (
         f'<span class="wp-verdict wp-{name}"><span aria-hidden="true">{BADGES[verdict]}</span> '
-        f"{verdict}</span>"
+        f"{words}</span>"
     )
 
 

@@ -29,7 +29,7 @@ from wellposed.book.notebook import (
     unknown_parameter,
 )
 from wellposed.book.project import Paper, nearest
-from wellposed.book.record import RunRecord, claims_in, read_record, write_json
+from wellposed.book.record import RunRecord, claims_in, read_record, sweep, write_json
 
 PRESETS = ("smoke", "quick", "full")
 OnCell = Callable[[int, int], None]
@@ -158,6 +158,7 @@ def _folder(folder: Path) -> Iterator[Path]:
     partial = folder / f".partial-{os.getpid()}.ipynb"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder, ".*")
         partial.touch()
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None

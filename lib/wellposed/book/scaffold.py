@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from wellposed.book.catalog import Chapter, read_catalog
 from wellposed.book.check import NBVAL, SECTIONS
@@ -62,6 +63,12 @@ from contract import Case
 
 CASES: dict[str, Case] = {}
 '''
+
+ON_SLIDES = {"The problem", "The idea", "The key figure", "What changes the result", "At scale"}
+"""The sections whose beginning is shown on slides; so are the title, the claims and the exercises.
+
+The author tags the figures too: the cell that draws one, as a fragment of the slide before it.
+"""
 
 CHAPTER = """\
 # $chapter_title
@@ -140,18 +147,19 @@ def _place(catalog: dict[str, Chapter], slug: str, chapter: str, title: str) -> 
 def _notebook(names: dict[str, str]) -> str:
     from wellposed.book.refresh import notebook_text
 
-    def markdown(text: str) -> dict[str, object]:
-        return {"cell_type": "markdown", "metadata": {}, "source": text}
+    def markdown(text: str, slide: str = "") -> dict[str, Any]:
+        metadata = {"slideshow": {"slide_type": slide}} if slide else {}
+        return {"cell_type": "markdown", "metadata": metadata, "source": text}
 
-    def code(text: str, *tags: str) -> dict[str, object]:
-        metadata = {"tags": list(tags)} if tags else {}
-        cell = {"cell_type": "code", "metadata": metadata, "source": text}
-        return cell | {"outputs": [], "execution_count": None}
+    def code(text: str, *tags: str, slide: str = "") -> dict[str, Any]:
+        cell = markdown(text, slide)
+        cell["metadata"] |= {"tags": list(tags)} if tags else {}
+        return cell | {"cell_type": "code", "outputs": [], "execution_count": None}
 
     slug = names["slug"]
-    cells = [markdown(f"# {names['title']}")]
+    cells = [markdown(f"# {names['title']}", "slide")]
     for section in SECTIONS:
-        cells.append(markdown(f"## {section}"))
+        cells.append(markdown(f"## {section}", "slide" if section in ON_SLIDES else ""))
         if section == "Parameters":
             lines = [
                 'preset = "quick"  # smoke, quick or full',
@@ -163,12 +171,13 @@ def _notebook(names: dict[str, str]) -> str:
         if section == "The claims":
             start = "from wellposed.book import Report\n\n"
             call = f'report = Report("{slug}", preset=preset, seed=seed, device=device)\n'
-            cells.append(code(start + call + "report.show()"))
+            cells.append(code(start + call + "report.show()", slide="slide"))
             cells.append(code(f"{NBVAL}\nreport.verdicts()"))
         if section == "Exercises":
             for number in (1, 2):
                 label = f"{slug}-{number}"
-                cells.append(markdown(f"```{{exercise}}\n:label: {label}\nA question.\n```"))
+                question = f"```{{exercise}}\n:label: {label}\nA question.\n```"
+                cells.append(markdown(question, "slide" if number == 1 else "subslide"))
                 start = f"````{{solution-start}} {label}\n:class: dropdown\n````"
                 cells += [markdown(start), code("1 + 1"), markdown("```{solution-end}\n```")]
     for index, cell in enumerate(cells, start=1):

@@ -4,11 +4,13 @@ import functools
 import http.server
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 from wellposed.book.errors import UserError
 
 HTML = Path("_build") / "html"
+REMEMBERED = Path("_build") / ".doctrees" / "environment.pickle"
 
 
 def build(root: Path, *, quiet: bool = False, fresh: bool = False, out: Path | None = None) -> Path:
@@ -34,10 +36,20 @@ def build(root: Path, *, quiet: bool = False, fresh: bool = False, out: Path | N
     command += ["--quiet"] if quiet else []
     done = subprocess.run([*command, "."], cwd=root, capture_output=quiet, text=True)
     if done.returncode:
+        # What Sphinx remembers of its pages hides from the next build what was wrong with them.
+        ((out or root) / REMEMBERED).unlink(missing_ok=True)
         if quiet:
             print(done.stdout, done.stderr, sep="\n", file=sys.stderr)
         raise UserError("the site was not built: the messages above say why")
     return (out or root) / HTML / "index.html"
+
+
+def mathjax() -> Path:
+    """The script that typesets formulas, without fonts or anything else to load."""
+    # One file of the package, not its 400: SVG output needs no fonts.
+    wheel = metadata.distribution("sphinx-mathjax-offline")
+    script = "sphinx-mathjax-offline/static/mathjax/tex-svg-full.js"
+    return Path(str(wheel.locate_file(script)))
 
 
 def serve(root: Path, port: int) -> None:
