@@ -1,28 +1,23 @@
 """The site as a whole: it builds without a warning and needs no other origin."""
 
+import html
 import json
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
+from PIL import Image
 
 from wellposed.book.card import read_card
 from wellposed.book.ledger import rows
 from wellposed.book.project import find_papers
-from wellposed.book.site import build
+from wellposed.book.reading import dependents, reading_order, related
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPERS = find_papers(ROOT)
 HEAVIEST_PAGE = 700_000
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built from nothing; a warning fails the build and so every test here."""
-    return build(ROOT, quiet=True, out=tmp_path_factory.mktemp("site")).parent
 
 
 class Page(HTMLParser):
@@ -33,12 +28,19 @@ class Page(HTMLParser):
         self.loads: list[str] = []
         self.links: list[str] = []
         self.bare_images: list[str] = []
+        self.shapeless_images: list[str] = []
         self.ids: set[str] = set()
+        self.views: set[str] = set()
+        self._choice = ""
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {key: value or "" for key, value in attrs}
         self.ids |= {given["id"]} if "id" in given else set()
+        # What a list can be filtered by, as its address says it.
+        self._choice = given.get("name", "") if tag == "select" else self._choice
+        if tag == "option":
+            self.views.add(f"{self._choice}={given['value']}")
         if tag in ("script", "img", "iframe", "source") and given.get("src"):
             self.loads.append(given["src"])
         if tag == "link" and given.get("rel") in ("stylesheet", "preload", "icon", "shortcut icon"):
@@ -47,6 +49,8 @@ class Page(HTMLParser):
             self.links.append(given["href"])
         if tag == "img" and not given.get("alt", "").strip():
             self.bare_images.append(given.get("src", ""))
+        if tag == "img" and not {"width", "height", "loading"} <= given.keys():
+            self.shapeless_images.append(given.get("src", ""))
 
 
 def pages(site: Path) -> dict[str, Page]:
@@ -90,8 +94,8 @@ def test_every_link_within_the_site_leads_somewhere(site: Path) -> None:
             if not path.resolve().is_file():
                 broken.append((name, address))
             elif anchor and path.suffix == ".html":
-                key = str(path.resolve().relative_to(site.resolve()))
-                if anchor not in found[key].ids:
+                there = found[str(path.resolve().relative_to(site.resolve()))]
+                if anchor not in there.ids | there.views:
                     broken.append((name, address))
     assert broken == []
 
@@ -101,8 +105,42 @@ def test_every_image_has_alternative_text(site: Path) -> None:
     assert bare == {}
 
 
+def test_every_image_has_its_size_and_comes_late(site: Path) -> None:
+    """The size keeps the text in its place when the image arrives."""
+    found = pages(site)
+    assert {n: p.shapeless_images for n, p in found.items() if p.shapeless_images} == {}
+    size = re.search(r'_images/(\w+\.png)" [^>]*?width="(\d+)" height="(\d+)"', first_figure(site))
+    assert size is not None
+    with Image.open(site / "_images" / size[1]) as image:
+        assert image.size == (int(size[2]), int(size[3]))
+
+
+def first_figure(site: Path) -> str:
+    """The tag of the first figure of the book, its address first."""
+    for path in sorted((site / "notebooks").rglob("*.html")):
+        if match := re.search(r"<img [^>]*_images/[^>]*>", path.read_text(encoding="utf-8")):
+            tag = match[0]
+            source = re.search(r'src="([^"]*)"', tag)[1]
+            return f'{source}" {tag}'
+    raise AssertionError("no figure in the book")
+
+
+def test_figures_are_legible_in_dark_mode(site: Path) -> None:
+    """A figure brings its own light ground: no pixel of it lets a dark page through."""
+    clear = []
+    for path in sorted((site / "_images").glob("*.png")):
+        with Image.open(path) as image:
+            if image.convert("RGBA").getextrema()[3][0] < 255:
+                clear.append(path.name)
+    assert clear == []
+
+
 def test_no_page_is_heavy(site: Path) -> None:
-    """Page and figures together, as a phone loads them."""
+    """Page and figures together, as a phone loads them that reads to the end.
+
+    Thumbnails are left out: the gallery loads those that come into view (a test in the browser
+    measures it).
+    """
     heavy = {}
     for name, page in pages(site).items():
         folder = (site / name).parent
@@ -124,26 +162,61 @@ def test_a_papers_page_begins_with_its_card(site: Path, slug: str) -> None:
     head = text[card_at:problem_at]
     for row in rows([paper]):
         assert f"wp-{row.verdict.replace(' ', '-')}" in head
-    assert head.count("wp-verdict") == len(rows([paper]))
+    table = head[head.index("<tbody>") :]
+    assert table.count("wp-verdict") == len(rows([paper]) or card.claims)
     assert f"arxiv.org/abs/{card.arxiv}" in head or card.arxiv is None
 
 
 def test_the_ledger_can_be_downloaded(site: Path) -> None:
     expected = rows(PAPERS.values())
-    assert json.loads((site / "claims.json").read_text()) == [row.model_dump() for row in expected]
+    found = json.loads((site / "claims.json").read_text())
+    by_name = sorted(found, key=lambda row: (row["chapter"], row["paper"]))
+    assert by_name == [row.model_dump() for row in expected]
     assert len((site / "claims.csv").read_text().splitlines()) >= len(expected) + 1
     page = (site / "book" / "ledger.html").read_text(encoding="utf-8")
     assert all(f"<code>{row.claim}</code>" in page for row in expected)
 
 
-def test_a_bad_card_fails_the_build_in_one_line(tmp_path: Path) -> None:
-    """The extension reads cards like the command does: no page is drawn from a broken one."""
-    script = (
-        "import sys; sys.path.insert(0, 'book/_ext'); import booksite;"
-        "from wellposed.book.card import read_card; from pathlib import Path;"
-        f"read_card(Path({str(tmp_path / 'x.yaml')!r}))"
-    )
-    (tmp_path / "x.yaml").write_text("title: 3\n")
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "x.yaml: title" in done.stderr.splitlines()[-1]
+def test_the_gallery_holds_every_paper_of_the_catalog(site: Path) -> None:
+    """A tile for those that are built, a line for those that are planned."""
+    page = (site / "book" / "gallery.html").read_text(encoding="utf-8")
+    catalog = yaml.safe_load((ROOT / "book" / "catalog.yaml").read_text())
+    planned = {p["slug"]: p["title"] for chapter in catalog for p in chapter["papers"]}
+    assert page.count("data-wp-item") == len(PAPERS)
+    assert page.count("data-wp-planned") == len(set(planned) - set(PAPERS))
+    for slug, paper in PAPERS.items():
+        assert f'href="../notebooks/{paper.chapter}/{slug}.html"' in page
+    for slug in set(planned) - set(PAPERS):
+        assert html.escape(planned[slug], quote=False).replace("'", "&#39;") in page
+
+
+@pytest.mark.parametrize("chapter", sorted({paper.chapter for paper in PAPERS.values()}))
+def test_a_chapter_teaches(site: Path, chapter: str) -> None:
+    """The question, the papers compared in reading order, and what is still open."""
+    page = (site / "book" / "chapters" / f"{chapter}.html").read_text(encoding="utf-8")
+    assert re.search(r"<strong>[^<]*question\s+of\s+this\s+chapter", page, re.IGNORECASE)
+    assert '<section id="reading-order">' in page
+    assert '<section id="what-is-still-open">' in page
+    cards = {slug: read_card(p.card_path) for slug, p in PAPERS.items() if p.chapter == chapter}
+    table = page[page.index('<table class="wp-table') :]
+    linked = re.findall(rf'<td>\d+\. <a href="../../notebooks/{chapter}/([\w-]+)\.html">', table)
+    assert linked == reading_order(cards)
+
+
+@pytest.mark.parametrize("slug", PAPERS)
+def test_a_papers_page_ends_with_what_to_read_and_how_to_cite(site: Path, slug: str) -> None:
+    paper, cards = PAPERS[slug], {s: read_card(p.card_path) for s, p in PAPERS.items()}
+    page = (site / "notebooks" / paper.chapter / f"{slug}.html").read_text(encoding="utf-8")
+    end = page[page.index('<section id="read-on">') :]
+    wanted = {*cards[slug].prerequisites, *dependents(slug, cards), *related(slug, cards)}
+    linked = re.findall(r'<li><a href="[^"]*?([\w-]+)\.html">', end)
+    assert set(linked) >= wanted & set(PAPERS)
+    key = re.match(r"\s*@\w+\{([^,\s]+)", cards[slug].bibtex)[1]
+    assert key in end[end.index('<section id="cite-the-paper">') :]
+
+
+def test_the_ledger_shows_each_interval(site: Path) -> None:
+    page = (site / "book" / "ledger.html").read_text(encoding="utf-8")
+    for row in rows(PAPERS.values()):
+        if row.low is not None and row.high is not None:
+            assert f"{row.low:.3g} to {row.high:.3g}" in page
