@@ -1,0 +1,1 @@
+"""Methods of the chapter: Optimization: bilevel, second-order, online."""
