@@ -1,0 +1,1 @@
+"""Methods of the chapter: Transfer, few-shot and novel classes."""
