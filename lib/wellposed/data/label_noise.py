@@ -214,12 +214,20 @@ def noisy_split(
 
 
 def outcome_shares(pred: Tensor, noisy: Tensor, clean: Tensor) -> Tensor:
-    """Shares (correct, memorized, other) of the wrongly labeled points; (3,), without a sync."""
+    """Shares (correct, memorized, other) of the wrongly labeled points, without a sync.
+
+    Args:
+        pred, noisy, clean: predicted, given and true classes, each (..., n).
+
+    Returns:
+        Shares of shape (..., 3), which sum to one along the last axis.
+    """
     wrong = noisy != clean
-    correct = (wrong & (pred == clean)).sum()
-    memorized = (wrong & (pred == noisy)).sum()
-    total = wrong.sum()
-    return torch.stack([correct, memorized, total - correct - memorized]) / total
+    correct = (wrong & (pred == clean)).sum(-1)
+    memorized = (wrong & (pred == noisy)).sum(-1)
+    total = wrong.sum(-1)
+    parts = torch.stack([correct, memorized, total - correct - memorized], dim=-1)
+    return parts / total.unsqueeze(-1)
 
 
 def memorization_stats(pred: Tensor, noisy: Tensor, clean: Tensor) -> dict[str, float]:

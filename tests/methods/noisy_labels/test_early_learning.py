@@ -14,6 +14,7 @@ from wellposed.methods.noisy_labels.early_learning import (
     NoisyRun,
     NoisyTask,
     asymmetric_noise,
+    elr_loss,
     elr_regularizer,
     linear_early_learning,
     memorization_stats,
@@ -222,6 +223,39 @@ def test_saturated_predictions_stay_finite(dtype):
     assert torch.isfinite(logits.grad).all()
 
 
+def test_leading_axes_are_networks_with_settings_of_their_own():
+    """Fails if strength or memory of one network reaches another, or if losses are averaged."""
+    g, lams, betas = gen(), [0.0, 1.0, 3.0], [0.7, 0.0, 0.9]
+    logits = 2 * torch.randn(3, 6, 4, generator=g, dtype=torch.float64)
+    labels = torch.randint(4, (3, 6), generator=g)
+    before = 0.7 * torch.randn(3, 6, 4, generator=g, dtype=torch.float64).softmax(-1)
+    settings = {"lam": torch.tensor(lams).double(), "beta": torch.tensor(betas).double()}
+    value, after = elr_loss(logits, labels, before, **settings)
+    assert value.shape == (3,)
+    for j in range(3):
+        lam, beta = settings["lam"][j].item(), settings["beta"][j].item()
+        alone, moved = elr_loss(logits[j], labels[j], before[j], lam=lam, beta=beta)
+        torch.testing.assert_close(value[j], alone)
+        torch.testing.assert_close(after[j], moved)
+
+
+def test_memory_of_one_keeps_the_targets():
+    logits, labels, _ = batch()
+    before = 0.7 * torch.randn(6, 4, generator=gen(1), dtype=torch.float64).softmax(-1)
+    _, after = elr_loss(logits, labels, before, beta=1.0)
+    assert torch.equal(after, before)
+
+
+def test_functional_loss_refuses_bad_shapes():
+    z, y = torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="logits and targets must both have shape"):
+        elr_loss(z, y, torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="logits and targets must both have shape"):
+        elr_loss(z[0], y, z[0])
+    with pytest.raises(ValueError, match=r"labels must have shape \(2,\), got \(1,\)"):
+        elr_loss(z, y[:1], z)
+
+
 @pytest.mark.parametrize("change", [{"lam": 4.0}, {"beta": 0.8}, {"eps": 0.05}])
 def test_each_hyper_parameter_matters(change):
     values = []
@@ -412,9 +446,9 @@ def test_noisy_split_refuses_sizes_that_do_not_fit(sizes):
 # --- training --------------------------------------------------------------------------------
 
 
-def blobs(n=60, dtype=torch.float32, x_device="cpu"):
+def blobs(n=60, dtype=torch.float32, seed=7):
     """Three well separated clusters in ten dimensions, 40 % of the labels drawn again."""
-    g = gen(7)
+    g = gen(seed)
     clean = torch.arange(n) % 3
     x = 0.5 * torch.randn(n, 10, generator=g, dtype=dtype)
     x = x + 2.0 * F.one_hot(clean, 10).to(dtype)
@@ -431,21 +465,55 @@ def blobs(n=60, dtype=torch.float32, x_device="cpu"):
     )
 
 
+def small_net(seed=0):
+    with seeded(seed):
+        return nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 3))
+
+
 def small_run(lam=0.0, *, task=None, **kwargs):
     task = blobs() if task is None else task
-    with seeded(0):
-        net = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 3))
+    net, loss = small_net(), ELRLoss(len(task.noisy), 3, lam=lam)
     settings = {"epochs": 40, "batch_size": 8, "lr": 0.1, "weight_decay": 0.0, **kwargs}
-    loss = ELRLoss(len(task.noisy), 3, lam=lam)
-    return train_on_noisy_labels(net, loss, task, generator=gen(), **settings), net, loss
+    [run] = train_on_noisy_labels([net], [loss], [task], generators=[gen()], **settings)
+    return run, net, loss
+
+
+def test_training_side_by_side_is_training_alone():
+    """Four networks in one stack against a loop with ELRLoss and torch's own SGD, one by one.
+
+    Two share a task, all have their own strength, memory, weights and order. Fails if targets,
+    settings or examples of two networks are swapped, or if the losses are averaged over networks.
+    """
+    one, other = blobs(60), blobs(60, seed=8)
+    tasks, lams, betas = [one, other, one, other], [0.0, 3.0, 3.0, 1.0], [0.7, 0.7, 0.5, 0.9]
+    sgd = {"lr": 0.05, "momentum": 0.5, "weight_decay": 0.01}
+    nets = [small_net(j) for j in range(4)]
+    slow = [small_net(j) for j in range(4)]
+    losses, slow_losses = (
+        [ELRLoss(30, 3, lam=lam, beta=beta) for lam, beta in zip(lams, betas)] for _ in range(2)
+    )
+    train_on_noisy_labels(
+        nets, losses, tasks, generators=[gen(j) for j in range(4)], epochs=3, batch_size=8, **sgd
+    )
+    for j, (net, loss, task) in enumerate(zip(slow, slow_losses, tasks)):
+        g, optimizer = gen(j), torch.optim.SGD(net.parameters(), **sgd)
+        for _ in range(3):
+            for index in torch.randperm(30, generator=g).split(8):
+                optimizer.zero_grad()
+                loss(net(task.x[index]), task.noisy[index], index).backward()
+                optimizer.step()
+    for fast, alone in zip(nets, slow):
+        for a, b in zip(fast.parameters(), alone.parameters()):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    for fast, alone in zip(losses, slow_losses):
+        torch.testing.assert_close(fast.targets, alone.targets, rtol=1e-4, atol=1e-5)
 
 
 def test_training_is_plain_momentum_sgd():
     """Three epochs against a hand-written loop with the momentum rule spelled out."""
     task = blobs()
     _, net, _ = small_run(epochs=3, momentum=0.5, weight_decay=0.01, lr=0.05)
-    with seeded(0):
-        slow = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 3))
+    slow = small_net()
     velocity = [torch.zeros_like(p) for p in slow.parameters()]
     g = gen()
     for _ in range(3):
@@ -462,8 +530,10 @@ def test_training_is_plain_momentum_sgd():
         torch.testing.assert_close(a, b)
 
 
-def test_curves_describe_the_network_that_comes_out():
-    """The last entry of each curve, measured again by hand."""
+@pytest.mark.parametrize("chunk", [500, 7])
+def test_curves_describe_the_network_that_comes_out(monkeypatch, chunk):
+    """The last entry of each curve, measured again by hand; fails if a chunk is left out."""
+    monkeypatch.setattr(early_learning, "CHUNK", chunk)
     task = blobs()
     run, net, loss = small_run(lam=1.0)
     assert all(curve.shape == (40,) for curve in vars(run).values())
@@ -479,18 +549,19 @@ def test_curves_describe_the_network_that_comes_out():
     torch.testing.assert_close(run.correct + run.memorized + run.other, torch.ones(40))
 
 
-def test_any_criterion_of_three_arguments_can_be_trained():
-    """A criterion without targets has no target accuracy, and nothing else is missing."""
+def test_another_loss_can_be_visited():
+    """Cross-entropy alone that leaves the targets at zero; fails if ``visit`` is ignored."""
     task = blobs()
-    plain = train_on_noisy_labels(
-        nn.Linear(10, 3),
-        lambda logits, labels, index: F.cross_entropy(logits, labels),
-        task,
-        generator=gen(),
-        epochs=2,
-    )
-    assert plain.target_accuracy.isnan().all()
-    assert not plain.test_accuracy.isnan().any()
+
+    def plain(logits, labels, targets, *, lam, beta, eps):
+        nll = F.cross_entropy(logits.mT, labels, reduction="none")
+        return nll.mean(-1), targets
+
+    run, net, loss = small_run(3.0, task=task, epochs=2, visit=plain)
+    _, expected, _ = small_run(0.0, task=task, epochs=2)
+    torch.testing.assert_close(net[0].weight, expected[0].weight)
+    assert not loss.targets.any()
+    assert not run.test_accuracy.isnan().any()
 
 
 def test_elr_memorizes_less_than_cross_entropy():
@@ -515,6 +586,21 @@ def test_training_refuses_empty_budgets():
     for change in ({"epochs": 0}, {"batch_size": 0}):
         with pytest.raises(ValueError, match="epochs and batch_size must be at least 1"):
             small_run(**change)
+
+
+def test_training_refuses_lists_that_do_not_match():
+    task, net, loss = blobs(), small_net(), ELRLoss(30, 3)
+    with pytest.raises(ValueError, match=r"must have the same length, got \[2, 1, 1, 1\]"):
+        train_on_noisy_labels([net, net], [loss], [task], generators=[gen()])
+    for second in (ELRLoss(31, 3), ELRLoss(30, 3, eps=0.01)):
+        with pytest.raises(ValueError, match="losses must agree in num_examples"):
+            train_on_noisy_labels(
+                [net, net], [loss, second], [task, task], generators=[gen(), gen()]
+            )
+    with pytest.raises(ValueError, match="tasks must have parts of equal sizes"):
+        train_on_noisy_labels(
+            [net, net], [loss, loss], [task, blobs(80)], generators=[gen(), gen()]
+        )
 
 
 def test_early_stopping_reads_validation_never_test():
@@ -650,7 +736,8 @@ def _train_case(x, clean):
         net = nn.Linear(4, 3).to(x)
     loss = ELRLoss(20, 3).to(x)
     task = NoisyTask(x[:20], noisy[:20], clean[:20], x[20:], noisy[20:], x[20:], clean[20:])
-    return train_on_noisy_labels(net, loss, task, generator=gen(), epochs=2), net.weight.detach()
+    runs = train_on_noisy_labels([net], [loss], [task], generators=[gen()], epochs=2)
+    return runs[0], net.weight.detach()
 
 
 CASES = {
@@ -660,6 +747,14 @@ CASES = {
             0.7 * torch.randn(5, 3, generator=g).softmax(1),
         ),
         call=elr_regularizer,
+    ),
+    "elr_loss": Case(
+        inputs=lambda g: (
+            torch.randn(2, 5, 3, generator=g),
+            _labels(g)[:10].view(2, 5),
+            0.7 * torch.randn(2, 5, 3, generator=g).softmax(-1),
+        ),
+        call=elr_loss,
     ),
     "ELRLoss": Case(
         inputs=lambda g: (torch.randn(5, 3, generator=g), _labels(g)[:5], torch.randperm(9)[:5]),

@@ -4,8 +4,8 @@ S. Liu, J. Niles-Weed, N. Razavian, C. Fernandez-Granda, "Early-Learning Regular
 Memorization of Noisy Labels", NeurIPS 2020, arXiv:2007.00151.
 
 Claim: a network trained on partly wrong labels first predicts the true class even where the label
-is wrong, and only later memorizes the wrong label; pulling each prediction toward a running
-average :math:`t_i` of its own past stops the second phase. The loss on a minibatch :math:`B` is
+is wrong, and memorizes the wrong label later; pulling each prediction toward a running average
+:math:`t_i` of its own past stops the second phase. The loss on a minibatch :math:`B` is
 
 .. math::
 
@@ -15,12 +15,7 @@ average :math:`t_i` of its own past stops the second phase. The loss on a miniba
 
 with the softmax output :math:`p_i`, the given (noisy) label :math:`\tilde y_i` and a target
 :math:`t_i` that starts at zero, is updated before the loss is taken and is a constant for the
-gradient. In the logits :math:`z` the regularizer has the gradient
-
-.. math::
-
-    \partial_{z_c} \log(1 - \langle p, t \rangle)
-        = - p_c \, \frac{t_c - \langle p, t \rangle}{1 - \langle p, t \rangle} .
+gradient.
 
 Departures from the paper: none in the loss. The two-network variant ELR+ is not included.
 """
@@ -28,8 +23,8 @@ Departures from the paper: none in the loss. The two-network variant ELR+ is not
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +38,8 @@ from wellposed.data.label_noise import (
     outcome_shares,
     symmetric_noise,
 )
-from wellposed.train import accuracy, minibatches
+from wellposed.nets import Stacked
+from wellposed.train import StackedSGD, accuracy
 
 __all__ = [
     "ELRLoss",
@@ -51,6 +47,7 @@ __all__ = [
     "NoisyRun",
     "NoisyTask",
     "asymmetric_noise",
+    "elr_loss",
     "elr_regularizer",
     "linear_early_learning",
     "memorization_stats",
@@ -61,6 +58,7 @@ __all__ = [
 
 LAMBDA, BETA = 3.0, 0.7  # the paper's values for CIFAR-10 with symmetric noise
 EPS = 1e-4  # floor of 1 - <p, t>, from the authors' code; without it log(0) ends the training
+CHUNK = 500  # examples a network that are measured at once; it bounds the memory
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,7 @@ class NoisyRun:
         fitted: share of the correctly labeled training points predicted as their label.
         val_accuracy: accuracy on the noisy validation labels.
         test_accuracy: accuracy on the clean test labels.
-        target_accuracy: share of training points whose target in :class:`ELRLoss` is largest at
-            the true class; NaN for a criterion without targets.
+        target_accuracy: share of training points whose target is largest at the true class.
     """
 
     correct: Tensor
@@ -102,8 +99,7 @@ class LinearTrajectory:
 
     Attributes:
         true_accuracy: share of mislabeled points on the side of their *true* class.
-        memorized: share of mislabeled points on the side of their *given* label. Both are 0 at
-            step 0, where the classifier is zero and on neither side.
+        memorized: share of them on the side of their *given* label. Both are 0 at step 0.
         gradient_cosine: cosine between the negative gradient and the true separator ``v``.
         pull_correct: mean gradient coefficient ``1 - p(given label)`` of correctly labeled points.
         pull_wrong: the same for mislabeled points.
@@ -118,22 +114,36 @@ class LinearTrajectory:
     test_accuracy: Tensor
 
 
+def _check_pair(name: str, value: Tensor, targets: Tensor) -> None:
+    if value.ndim < 2 or value.shape != targets.shape or value.shape[-2] == 0:
+        raise ValueError(
+            f"{name} and targets must both have shape (..., b, c) with b >= 1, got "
+            f"{tuple(value.shape)} and {tuple(targets.shape)}"
+        )
+
+
+def _check_length(name: str, value: Tensor, logits: Tensor) -> None:
+    if value.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"{name} must have shape {tuple(logits.shape[:-1])}, got {tuple(value.shape)}"
+        )
+
+
 def elr_regularizer(probs: Tensor, targets: Tensor) -> Tensor:
     r"""The regularizer of ELR: :math:`\frac1b \sum_i \log(1 - \langle p_i, t_i \rangle)`.
 
-    It is negative and has a *plus* sign in the loss, so minimizing it raises
-    :math:`\langle p_i, t_i \rangle`. Nothing is clamped here: a pair with
+    Minimizing it raises :math:`\langle p_i, t_i \rangle`. Nothing is clamped here: a pair with
     :math:`\langle p, t \rangle = 1` gives minus infinity.
 
     Args:
-        probs: class probabilities :math:`p`, shape ``(b, c)``, in [0, 1].
-        targets: targets :math:`t`, shape ``(b, c)``, in [0, 1]; a constant for the gradient.
+        probs: class probabilities :math:`p`, shape ``(..., b, c)``, in [0, 1].
+        targets: targets :math:`t`, shape ``(..., b, c)``, in [0, 1]; a constant for the gradient.
 
     Returns:
-        Scalar.
+        Mean over the batch, shape ``(...)``: a scalar for one batch.
 
     Raises:
-        ValueError: shapes that differ, are not 2-D, or an empty batch.
+        ValueError: shapes that differ, have less than two axes, or an empty batch.
 
     Source: Section 4 (the ELR loss).
 
@@ -141,26 +151,74 @@ def elr_regularizer(probs: Tensor, targets: Tensor) -> Tensor:
         >>> elr_regularizer(torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 0.0]])).exp().item()
         0.5
     """
-    if probs.ndim != 2 or probs.shape != targets.shape or probs.shape[0] == 0:
-        raise ValueError(
-            "probs and targets must both have shape (b, c) with b >= 1, got "
-            f"{tuple(probs.shape)} and {tuple(targets.shape)}"
-        )
-    return torch.log1p(-(probs * targets.detach()).sum(dim=1)).mean()
+    _check_pair("probs", probs, targets)
+    return torch.log1p(-(probs * targets.detach()).sum(dim=-1)).mean(dim=-1)
+
+
+def elr_loss(
+    logits: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    *,
+    lam: float | Tensor = LAMBDA,
+    beta: float | Tensor = BETA,
+    eps: float = EPS,
+) -> tuple[Tensor, Tensor]:
+    r"""The loss of ELR: move the targets of a minibatch, then use them.
+
+    .. math:: \bar p = \mathrm{clamp}(\mathrm{softmax}(z), \epsilon, 1 - \epsilon), \qquad
+              t_i \leftarrow \beta t_i + (1 - \beta) \frac{\bar p_i}{\sum_c \bar p_{ic}}, \qquad
+              L = \mathrm{CE}(z, \tilde y) + \lambda \, \frac1b \sum_i
+              \log(1 - \langle \bar p_i, t_i \rangle)
+
+    Leading axes count independent networks. The clamp keeps the regularizer above
+    :math:`\log \epsilon`.
+
+    Args:
+        logits: network outputs :math:`z`, shape ``(..., b, c)``, floating point.
+        labels: given (noisy) classes, shape ``(..., b)``, int64.
+        targets: targets of these examples before the visit, shape ``(..., b, c)``.
+        lam: strength :math:`\lambda`; a number, or a tensor of shape ``(...)``.
+        beta: memory :math:`\beta` in [0, 1]; a number, or a tensor of shape ``(...)``. With 1 the
+            targets stay as they are.
+        eps: clamp :math:`\epsilon`, in (0, 0.5).
+
+    Returns:
+        Loss of shape ``(...)``, in the dtype of ``logits``, and the new targets.
+
+    Raises:
+        ValueError: shapes that do not match, or an empty batch.
+        IndexError: a label out of range (on the CPU).
+
+    Source: Section 4 (the ELR loss); the clamp and its renormalization: the authors' ``loss.py``.
+
+    Example:
+        >>> old = torch.zeros(1, 2)
+        >>> value, new = elr_loss(torch.zeros(1, 2), torch.tensor([0]), old, lam=1.0, beta=0.5)
+        >>> new.tolist(), round(value.exp().item(), 4)  # -log(1/2) + log(1 - 1/4) = log(3/2)
+        ([[0.25, 0.25]], 1.5)
+    """
+    _check_pair("logits", logits, targets)
+    _check_length("labels", labels, logits)
+    if isinstance(beta, Tensor):
+        beta = beta[..., None, None]
+    # At least float32: 1 - eps rounds to 1 in half precision, and log(1 - 1) is -inf.
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    log_probs = logits.log_softmax(dim=-1, dtype=wide)
+    probs = log_probs.exp().clamp(eps, 1.0 - eps)
+    belief = probs.detach() / probs.detach().sum(dim=-1, keepdim=True)
+    targets = beta * targets.to(wide) + (1.0 - beta) * belief
+    cross_entropy = F.nll_loss(log_probs.flatten(0, -2), labels.flatten(), reduction="none")
+    value = cross_entropy.view(labels.shape).mean(-1) + lam * elr_regularizer(probs, targets)
+    return value.to(logits.dtype), targets
 
 
 class ELRLoss(nn.Module):
     r"""Cross-entropy plus early-learning regularization, with one target per training example.
 
-    .. math:: L = \mathrm{CE}(z, \tilde y) + \lambda \, \frac1b \sum_i
-              \log(1 - \langle \bar p_i, t_i \rangle), \qquad
-              \bar p = \mathrm{clamp}(\mathrm{softmax}(z), \epsilon, 1 - \epsilon)
-
-    In training mode each call first moves the targets of its examples,
-    :math:`t_i \leftarrow \beta t_i + (1 - \beta)\, \bar p_i / \sum_c \bar p_{ic}`, and then uses
-    the new ones. There is no bias correction: after :math:`m` visits the entries of :math:`t_i`
-    sum to :math:`1 - \beta^m`. As :math:`\langle \bar p, t \rangle \le 1 - \epsilon`, the
-    regularizer never falls below :math:`\log \epsilon`.
+    In training mode each call is one :func:`elr_loss`; in evaluation mode the targets stay. There
+    is no bias correction: after :math:`m` visits the entries of :math:`t_i` sum to
+    :math:`1 - \beta^m`.
 
     Args:
         num_examples: size :math:`n` of the training set, at least 1.
@@ -175,15 +233,13 @@ class ELRLoss(nn.Module):
     Raises:
         ValueError: a hyper-parameter out of range.
 
-    Source: Section 4 (the ELR loss); the clamp and its renormalization: the authors' ``loss.py``.
+    Source: Section 4 (the ELR loss).
 
     Example:
         >>> loss = ELRLoss(num_examples=4, num_classes=2, lam=1.0, beta=0.5)
         >>> value = loss(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([3]))
         >>> loss.targets[3].tolist()
         [0.25, 0.25]
-        >>> round(value.exp().item(), 4)  # -log(1/2) + log(1 - 1/4) = log(3/2)
-        1.5
     """
 
     targets: Tensor
@@ -218,10 +274,7 @@ class ELRLoss(nn.Module):
         n, c = self.targets.shape
         if logits.ndim != 2 or logits.shape[1] != c or logits.shape[0] == 0:
             raise ValueError(f"logits must have shape (b, {c}), got {tuple(logits.shape)}")
-        b = logits.shape[0]
-        for name, value in (("labels", labels), ("index", index)):
-            if value.shape != (b,):
-                raise ValueError(f"{name} must have shape ({b},), got {tuple(value.shape)}")
+        _check_length("index", index, logits)
         # On a GPU this would wait for the device; there, indexing itself stops with an assertion.
         if index.device.type == "cpu" and bool(((index < 0) | (index >= n)).any()):
             raise IndexError(f"index out of range: training examples are numbered 0..{n - 1}")
@@ -243,96 +296,126 @@ class ELRLoss(nn.Module):
             IndexError: ``index`` or ``labels`` out of range (checked on the CPU only).
         """
         self._check(logits, labels, index)
-        # At least float32: 1 - eps rounds to 1 in half precision, and log(1 - 1) is -inf.
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        log_probs = logits.log_softmax(dim=1, dtype=wide)
-        probs = log_probs.exp().clamp(self.eps, 1.0 - self.eps)
-        targets = self.targets[index].to(wide)
+        beta = self.beta if self.training else 1.0
+        value, moved = elr_loss(
+            logits, labels, self.targets[index], lam=self.lam, beta=beta, eps=self.eps
+        )
         if self.training:
-            with torch.no_grad():
-                belief = probs / probs.sum(dim=1, keepdim=True)
-                targets = self.beta * targets + (1.0 - self.beta) * belief
-                self.targets[index] = targets.to(self.targets.dtype)
-        value = F.nll_loss(log_probs, labels) + self.lam * elr_regularizer(probs, targets)
-        return value.to(logits.dtype)
-
-
-@torch.no_grad()
-def _measure(model: nn.Module, criterion: object, task: NoisyTask) -> Tensor:
-    """The seven numbers of NoisyRun after one epoch, as one tensor on the device of the data."""
-    model.eval()
-    pred = model(task.x).argmax(dim=1)
-    right = task.noisy == task.clean
-    fitted = (right & (pred == task.noisy)).sum() / right.sum()
-    val = accuracy(model(task.x_val), task.noisy_val)
-    test = accuracy(model(task.x_test), task.y_test)
-    known = torch.full_like(test, math.nan)
-    if isinstance(criterion, ELRLoss):
-        known = accuracy(criterion.targets, task.clean)
-    model.train()
-    shares = outcome_shares(pred, task.noisy, task.clean)
-    return torch.cat([shares, torch.stack([fitted, val, test, known])])
+            self.targets[index] = moved.to(self.targets.dtype)
+        return value
 
 
 def train_on_noisy_labels(
-    model: nn.Module,
-    criterion: Callable[[Tensor, Tensor, Tensor], Tensor],
-    task: NoisyTask,
+    networks: Sequence[nn.Module],
+    losses: Sequence[ELRLoss],
+    tasks: Sequence[NoisyTask],
     *,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
     epochs: int = 120,
     batch_size: int = 128,
     lr: float = 0.02,
     momentum: float = 0.9,
     weight_decay: float = 1e-3,
-) -> NoisyRun:
-    r"""Train with momentum SGD on the noisy labels and follow the wrongly labeled points.
+    visit: Callable[..., tuple[Tensor, Tensor]] = elr_loss,
+) -> list[NoisyRun]:
+    r"""Train networks side by side on noisy labels and follow the wrongly labeled points.
 
-    The criterion is called as ``criterion(logits, labels, index)``; :class:`ELRLoss` is one, and
-    with ``lam=0`` it is the cross-entropy baseline. Defaults are the paper's for CIFAR-10.
+    Network ``j`` is trained with ``losses[j]`` on ``tasks[j]`` by momentum SGD, in the order that
+    ``generators[j]`` draws, as if it were alone. Defaults are the paper's for CIFAR-10.
 
     Args:
-        model: network from ``(b, ...)`` to ``(b, c)``; trained in place.
-        criterion: loss of a minibatch; ``index`` holds positions in ``task.x``.
-        task: data on the device of the model.
-        generator: source of the order of the examples.
+        networks: ``k`` modules of one architecture, ``(b, ...)`` to ``(b, c)``; trained in place.
+        losses: one for each network; ``lam=0`` is the cross-entropy baseline. Their targets are
+            moved in place.
+        tasks: one for each network, all of one size, on the device of the networks.
+        generators: one for each network, the source of the order of its examples.
         epochs: passes over the data, at least 1.
         batch_size: examples a step, at least 1.
-        lr, momentum, weight_decay: constants of ``torch.optim.SGD``.
+        lr, momentum, weight_decay: constants of :class:`~wellposed.train.StackedSGD`.
+        visit: another loss with the arguments and results of :func:`elr_loss`.
 
     Returns:
-        The curves of the run, on the CPU.
+        The curves of each network's run, on the CPU.
 
     Raises:
-        ValueError: ``epochs`` or ``batch_size`` below 1.
+        ValueError: ``epochs`` or ``batch_size`` below 1, lists of different lengths, tasks or
+            losses that do not match.
 
     Source: Section 6; the curves are those of Figure 1.
 
     Example:
         >>> x, y = torch.tensor([[-1.0], [1.0]]), torch.tensor([0, 1])
         >>> task = NoisyTask(x, torch.tensor([1, 1]), y, x, y, x, y)
-        >>> net = nn.Linear(1, 2)
-        >>> run = train_on_noisy_labels(
-        ...     net, ELRLoss(2, 2, lam=0.0), task, generator=torch.Generator(), epochs=20, lr=1.0
-        ... )
+        >>> net, loss, g = nn.Linear(1, 2), ELRLoss(2, 2, lam=0.0), torch.Generator()
+        >>> [run] = train_on_noisy_labels([net], [loss], [task], generators=[g], epochs=20, lr=1.0)
         >>> run.memorized[-1].item(), run.test_accuracy[-1].item()
         (1.0, 0.5)
     """
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"epochs and batch_size must be at least 1, got {epochs} and {batch_size}")
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay
-    )
-    model.train()
+    counts = [len(networks), len(losses), len(tasks), len(generators)]
+    if min(counts) != max(counts):
+        raise ValueError(
+            f"networks, losses, tasks and generators must have the same length, got {counts}"
+        )
+    if len({(loss.targets.shape, loss.eps) for loss in losses}) > 1:
+        raise ValueError("losses must agree in num_examples, num_classes and eps")
+    model, (data, own) = Stacked(networks), _shared(tasks)
+    optimizer = StackedSGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+    targets = torch.stack([loss.targets for loss in losses])
+    settings = {
+        "lam": targets.new_tensor([loss.lam for loss in losses]),
+        "beta": targets.new_tensor([loss.beta for loss in losses]),
+        "eps": losses[0].eps,
+    }
+    n, device = data.noisy.shape[1], data.x.device
+    each = torch.arange(len(networks), device=device)[:, None]
     curves = []
     for _ in range(epochs):
-        for index in minibatches(len(task.noisy), batch_size, generator, device=task.x.device):
-            loss = criterion(model(task.x[index]), task.noisy[index], index)
-            optimizer.zero_grad()
-            loss.backward()
+        model.train()
+        order = torch.stack([torch.randperm(n, generator=g, device=g.device) for g in generators])
+        for index in order.to(device).split(batch_size, dim=1):
+            logits, labels = model(data.x[own, index]), data.noisy[own, index]
+            value, moved = visit(logits, labels, targets[each, index], **settings)
+            targets[each, index] = moved.to(targets.dtype)
+            value.sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        curves.append(_measure(model, criterion, task))
-    return NoisyRun(*torch.stack(curves, dim=1).cpu())
+        model.eval()
+        curves.append(_measure(model, targets, data, own))
+    for net, loss, trained, moved in zip(networks, losses, model.networks(), targets, strict=True):
+        net.load_state_dict(trained.state_dict())
+        loss.targets.copy_(moved)
+    return [NoisyRun(*run) for run in torch.stack(curves, dim=-1).cpu().unbind(1)]
+
+
+def _shared(tasks: Sequence[NoisyTask]) -> tuple[NoisyTask, Tensor]:
+    """The different tasks on a first axis, and which of them each network has, (k, 1)."""
+    different = list({id(task): task for task in tasks}.values())
+    place = {id(task): i for i, task in enumerate(different)}
+    sizes = {(t.x.shape, t.x_val.shape, t.x_test.shape) for t in different}
+    if len(sizes) > 1:
+        raise ValueError("tasks must have parts of equal sizes")
+    parts = [torch.stack([getattr(t, f.name) for t in different]) for f in fields(NoisyTask)]
+    own = torch.tensor([place[id(task)] for task in tasks], device=parts[0].device)
+    return NoisyTask(*parts), own[:, None]
+
+
+@torch.no_grad()
+def _measure(model: Stacked, targets: Tensor, data: NoisyTask, own: Tensor) -> Tensor:
+    """The seven numbers of NoisyRun after one epoch, (7, k), on the device of the data."""
+
+    def predict(x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[1], device=x.device).split(CHUNK)
+        return torch.cat([model(x[own, place]).argmax(-1) for place in places], dim=1)
+
+    each = own[:, 0]
+    noisy, clean = data.noisy[each], data.clean[each]
+    pred, right = predict(data.x), noisy == clean
+    fitted = (right & (pred == noisy)).sum(1) / right.sum(1)
+    val = (predict(data.x_val) == data.noisy_val[each]).float().mean(1)
+    test = (predict(data.x_test) == data.y_test[each]).float().mean(1)
+    shares = outcome_shares(pred, noisy, clean)
+    return torch.cat([shares.T, torch.stack([fitted, val, test, accuracy(targets, clean)])])
 
 
 def linear_early_learning(
@@ -356,17 +439,15 @@ def linear_early_learning(
     .. math:: \theta \leftarrow \theta + \frac{\eta}{n} \sum_i r_i \tilde y_i x_i, \qquad
               r_i = \frac{1}{1 + \exp(\tilde y_i \langle \theta, x_i \rangle)} .
 
-    Here :math:`r_i` is how hard point :math:`i` pulls. Every iterate is a combination of the data,
-    so only the margins :math:`\tilde y_i \langle \theta, x_i \rangle` and the Gram matrix are kept:
-    one :math:`n \times n` product a step, the same iterates.
+    Here :math:`r_i` is how hard point :math:`i` pulls. Every iterate combines the data points, so
+    only margins and Gram matrix are kept: one :math:`n \times n` product a step.
 
     Args:
-        num_examples: number :math:`n` of points, at least 2.
-        dim: dimension :math:`p`, at least 1; the theory wants it of the order of :math:`n`.
+        num_examples, dim: number :math:`n \ge 2` of points and their dimension :math:`p \ge 1`;
+            the theory wants both of one order.
         sigma: spread :math:`\sigma > 0` of a cluster in each coordinate.
         flip_rate: probability :math:`\Delta` of a wrong label, in (0, 0.5).
-        lr: step size :math:`\eta > 0`.
-        steps: number of steps, at least 1.
+        lr, steps: step size :math:`\eta > 0` and number of steps, at least 1.
         generator: CPU source of the data.
         dtype, device: where the computation runs.
 
@@ -376,7 +457,7 @@ def linear_early_learning(
     Raises:
         ValueError: an argument out of range, or no flipped label was drawn.
 
-    Source: Section 3 (Theorem 1).
+    Source: Section 3 (the linear model).
 
     Example:
         >>> path = linear_early_learning(200, 400, generator=torch.Generator().manual_seed(0))
@@ -415,26 +496,22 @@ def _descend(
 ) -> LinearTrajectory:
     n = signed.shape[0]
     gram, along_v = signed @ signed.T, signed[:, 0]
-    wrong_share, right_share = wrong / wrong.sum(), ~wrong / (~wrong).sum()
-    wrong_share, right_share = wrong_share.to(gram), right_share.to(gram)
-    margin, weights = signed.new_zeros(n), signed.new_zeros(n)  # theta = signed.T @ weights
-    rows = []
+    margin, history = signed.new_zeros(n), []
     for _ in range(steps + 1):
         pull = torch.sigmoid(-margin)
         push = gram @ pull  # what one step of size n does to the margins
-        grad_norm = (pull @ push).clamp_min(1e-30).sqrt()
-        theta_norm = (weights @ margin).clamp_min(1e-30).sqrt()
-        rows.append(
-            torch.stack(
-                [
-                    wrong_share @ (margin < 0).to(gram),
-                    wrong_share @ (margin > 0).to(gram),
-                    along_v @ pull / grad_norm,
-                    right_share @ pull,
-                    wrong_share @ pull,
-                    torch.special.ndtr(along_v @ weights / (sigma * theta_norm)),
-                ]
-            )
-        )
-        margin, weights = margin + lr / n * push, weights + lr / n * pull
-    return LinearTrajectory(*torch.stack(rows, dim=1).cpu())
+        history.append(torch.stack([margin, pull, push]))
+        margin = margin + lr / n * push
+    margins, pulls, pushes = torch.stack(history, dim=1)
+    weights = lr / n * (pulls.cumsum(0) - pulls)  # theta = signed.T @ weights
+    grad_norm = (pulls * pushes).sum(1).clamp_min(1e-30).sqrt()
+    theta_norm = (weights * margins).sum(1).clamp_min(1e-30).sqrt()
+    curves = [
+        (margins[:, wrong] < 0).to(gram).mean(1),
+        (margins[:, wrong] > 0).to(gram).mean(1),
+        pulls @ along_v / grad_norm,
+        pulls[:, ~wrong].mean(1),
+        pulls[:, wrong].mean(1),
+        torch.special.ndtr(weights @ along_v / (sigma * theta_norm)),
+    ]
+    return LinearTrajectory(*(curve.cpu() for curve in curves))
