@@ -262,7 +262,9 @@ class Ledger(Drawn):
             "hardware": DEVICES,
         }
         values = {"facets": facets, "sorts": SORTS, "downloads": list(DOWNLOADS)}
-        return self.draw("ledger.html", rows=book().rows, verdicts=VERDICTS, **values)
+        rows = book().rows
+        values |= {"rows": rows, "stable": ledger.stable_share(rows), "verdicts": VERDICTS}
+        return self.draw("ledger.html", **values)
 
 
 class PaperRole(SphinxRole):

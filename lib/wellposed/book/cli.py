@@ -14,7 +14,7 @@ from wellposed.book.errors import RunError, UserError
 from wellposed.book.project import Paper, find_paper, find_papers, find_root, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from rich.console import Console
 
@@ -487,6 +487,41 @@ def ledger(
         table.add_row(row.paper, row.claim, *numbers, row.verdict, row.preset)
     _console().print(table)
     print(f"{len(found)} claims: {totals_text(row.verdict for row in found)}")
+
+
+@app.command()
+def stability(
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="Slugs, chapters, or all [all].")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many other root seeds.")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="Papers to run side by side.")] = 1,
+) -> None:
+    """Run papers at the next root seeds and show which verdicts stay; the ledger shows it too.
+
+    Example: wellposed stability all --jobs 2
+    """
+    from wellposed.book.batch import LOCAL, profile_folder
+    from wellposed.book.stability import measure, share
+
+    root = find_root()
+    folder, profile = root / "runs", profile_folder(root, LOCAL)
+    _writable(folder)
+
+    def run(waiting: "Sequence[Job]") -> dict[str, str]:
+        return _run_many(list(waiting), root, folder, jobs, 1, None, profile)
+
+    found = measure(_select(targets or ["all"]), run, num_seeds=seeds)
+    table = _table("paper", "claim", "verdict", "at other seeds")
+    for one in found:
+        for claim, verdict in one.verdicts.items():
+            if one.same(claim) < len(one.others):
+                rest = ", ".join(f"{seed}: {other[claim]}" for seed, other in one.others.items())
+                table.add_row(one.slug, claim, f"{verdict} ({one.seed})", rest)
+    if table.row_count:
+        _console().print(table)
+    same, total = share(found)
+    print(f"{same} of {total} verdicts ({same / total:.0%}) are the same at {seeds} other seeds")
 
 
 Force = Annotated[bool, typer.Option("--force", help="Write over a file that exists.")]

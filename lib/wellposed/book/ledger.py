@@ -15,6 +15,7 @@ from wellposed.book.errors import UserError
 from wellposed.book.notebook import read_notebook
 from wellposed.book.project import Paper
 from wellposed.book.record import ClaimRecord, RunRecord, claims_in, read_record
+from wellposed.book.stability import Stability, read_stability
 
 
 class Row(BaseModel):
@@ -42,6 +43,8 @@ class Row(BaseModel):
     seconds: float | None
     device: str
     hardware: str
+    other_seeds: int | None
+    same_verdict: int | None
 
 
 def results(paper: Paper) -> list[RunRecord]:
@@ -62,15 +65,18 @@ def results(paper: Paper) -> list[RunRecord]:
 def rows(papers: Iterable[Paper]) -> list[Row]:
     """The ledger: a row a claim and result, in the order of the papers and their cards."""
     return [
-        _row(paper, card, result, claim)
+        _row(paper, card, result, claim, stability if result.preset == "quick" else None)
         for paper in papers
         for card in [read_card(paper.card_path)]
+        for stability in [read_stability(paper)]
         for result in results(paper)
         for claim in result.claims
     ]
 
 
-def _row(paper: Paper, card: Card, result: RunRecord, claim: ClaimRecord) -> Row:
+def _row(
+    paper: Paper, card: Card, result: RunRecord, claim: ClaimRecord, stability: Stability | None
+) -> Row:
     try:
         said = card.claim(claim.id)
     except KeyError:
@@ -99,7 +105,15 @@ def _row(paper: Paper, card: Card, result: RunRecord, claim: ClaimRecord) -> Row
         seconds=result.seconds,
         device=result.device,
         hardware=result.hardware,
+        other_seeds=len(stability.others) if stability else None,
+        same_verdict=stability.same(claim.id) if stability else None,
     )
+
+
+def stable_share(ledger: Iterable[Row]) -> tuple[int, int]:
+    """How many verdicts at other root seeds are the same, of how many that were tried."""
+    tried = [row for row in ledger if row.other_seeds]
+    return sum(row.same_verdict or 0 for row in tried), sum(row.other_seeds or 0 for row in tried)
 
 
 def totals(verdicts: Iterable[Verdict]) -> dict[Verdict, int]:
