@@ -83,6 +83,8 @@ def test_a_row_joins_card_notebook_and_record(paper: Paper) -> None:
         "seconds": 12.5,
         "device": "cpu",
         "hardware": "a chip",
+        "other_seeds": None,
+        "same_verdict": None,
     }
 
 
