@@ -284,6 +284,34 @@ def test_a_subset_computes_the_same_and_shares_nothing():
     assert nets.weight.abs().min(2).values.any()
 
 
+def test_neighbors_of_one_kind_share_a_call_and_nothing_else():
+    """Two dropout, two nested and a plain network: in evaluation each keeps its own width.
+
+    In training each network of a group draws its own masks; fails if a group shared one draw.
+    """
+    layers = [nn.Dropout(0.5), nn.Dropout(0.5), nn.Identity()]
+    layers += [NestedDropout(64, 20.0, per_sample=True) for _ in range(2)]
+    nets = CompressedNetworks([network(layer, width=64) for layer in layers])
+    assert [len(members) for members in nets._groups] == [2, 1, 2]
+    x = torch.randn(1, 40, 4, generator=gen()).expand(5, -1, -1)
+    nets.compress[3].keep, nets.compress[4].keep = 5, 60
+    out = nets.eval()(x)
+    for one, single in zip(out, nets.networks()):
+        torch.testing.assert_close(one, single.eval()(x[0]))
+    with seeded(0):
+        out = nets.train()(x)
+    assert not torch.equal(out[0], out[1])
+    assert not torch.equal(out[3], out[4])
+    torch.testing.assert_close(out[2], nets.networks()[2](x[0]))
+
+
+def test_one_cut_point_a_batch_is_drawn_for_each_network():
+    """Fails if networks whose cut point holds for a batch are treated as one batch."""
+    layers = [NestedDropout(64, 20.0) for _ in range(3)]
+    nets = CompressedNetworks([network(layer, width=64) for layer in layers])
+    assert [len(members) for members in nets._groups] == [1, 1, 1]
+
+
 def test_networks_of_another_form_are_refused():
     for bad in (nn.Sequential(nn.Linear(2, 2)), nn.Sequential(*[nn.Linear(2, 2)] * 3)):
         with pytest.raises(ValueError, match=r"networks must each be nn\.Sequential"):
@@ -416,6 +444,24 @@ def test_co_teaching_against_a_slow_loop():
     assert run.test_accuracy[0, -1] == (both.argmax(1) == t.y_test).float().mean()
 
 
+def test_pairs_side_by_side_keep_their_own_share():
+    """Two pairs with different rates in one call, against one after the other.
+
+    Fails if the smaller share of one pair cuts the other's, or if left-out examples keep a weight.
+    """
+    rates = [0.25, 0.5]
+    sides = [[CompressedNetworks([network(seed=s)]) for s in (i, i + 5)] for i in (1, 2)]
+    both = [CompressedNetworks([network(seed=s) for s in pair]) for pair in ((1, 2), (6, 7))]
+    run = co_teach(*both, [task(), task()], forget_rate=rates, seeds=[0, 3], **BUDGET)
+    for i, (pair, rate) in enumerate(zip(sides, rates)):
+        alone = co_teach(*pair, [task()], forget_rate=rate, seeds=[[0, 3][i]], **BUDGET)
+        for nets, single in zip(both, pair):
+            torch.testing.assert_close(nets.weight[i], single.weight[0])
+        torch.testing.assert_close(run.purity[i], alone.purity[0])
+    with pytest.raises(ValueError, match="one number or 2 of them"):
+        co_teach(*both, [task(), task()], forget_rate=[0.1], seeds=[0, 3])
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -460,7 +506,7 @@ def test_training_refuses_bad_input():
         train_compressed(one, [t], seeds=[0], measure_every=0)
     with pytest.raises(ValueError, match="second must hold 1 networks, got 2"):
         co_teach(one, two, [t], forget_rate=0.1, seeds=[0])
-    with pytest.raises(ValueError, match=r"forget_rate must lie in \[0, 1\), got 1.0"):
+    with pytest.raises(ValueError, match=r"forget_rate must lie in \[0, 1\), one number or 1"):
         co_teach(one, one, [t], forget_rate=1.0, seeds=[0])
 
 

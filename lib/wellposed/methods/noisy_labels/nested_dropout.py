@@ -23,6 +23,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 
 from wellposed.data.label_noise import NoisyTask, outcome_shares
 from wellposed.nets import Stacked
-from wellposed.train import accuracy, generator, minibatches, seeded
+from wellposed.train import StackedAdam, StackedSGD, accuracy, generator, minibatches, seeded
 
 __all__ = [
     "CoTeachingRun",
@@ -268,9 +269,12 @@ def small_loss_indices(losses: Tensor, forget_rate: float) -> Tensor:
         raise ValueError(f"forget_rate must lie in [0, 1), got {forget_rate}")
     if losses.ndim == 0 or losses.shape[-1] == 0:
         raise ValueError(f"losses must have shape (..., B) with B >= 1, got {tuple(losses.shape)}")
+    return losses.argsort(dim=-1, stable=True)[..., : _kept(forget_rate, losses.shape[-1])]
+
+
+def _kept(forget_rate: float, count: int) -> int:
     # (1 - 0.9) * 10 is 0.99999... in floating point; the small number mends that.
-    kept = max(1, int((1.0 - forget_rate) * losses.shape[-1] + 1e-9))
-    return losses.argsort(dim=-1, stable=True)[..., :kept]
+    return max(1, int((1.0 - forget_rate) * count + 1e-9))
 
 
 def bias_variance(log_q: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -348,21 +352,39 @@ class CompressedNetworks(nn.Module):
         self.compress = nn.ModuleList(copy.deepcopy(net[1]) for net in networks)
         # One linear map a network, (s, C, D).
         self.weight = nn.Parameter(torch.stack(weights))
+        kinds = groupby(range(len(networks)), key=lambda i: _kind(networks[i][1], i))
+        self._groups = [list(members) for _, members in kinds]
 
     @torch.no_grad()
+    def networks(self) -> list[nn.Sequential]:
+        """Copies of the networks as they are now, each a module of its own."""
+        copies = []
+        for body, compress, weight in zip(self.features.networks(), self.compress, self.weight):
+            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+            linear.weight = nn.Parameter(weight.clone())
+            copies.append(nn.Sequential(body, copy.deepcopy(compress), linear))
+        return copies
+
     def subset(self, index: Sequence[int]) -> CompressedNetworks:
         """Copies of some of the networks, as they are now."""
-        features, chosen = self.features.networks(), []
-        for i in index:
-            linear = nn.Linear(self.weight.shape[2], self.weight.shape[1], bias=False)
-            linear.weight = nn.Parameter(self.weight[i].clone())
-            chosen.append(nn.Sequential(features[i], self.compress[i], linear))
-        return CompressedNetworks(chosen)
+        networks = self.networks()
+        return CompressedNetworks([networks[i] for i in index])
 
     def classify(self, h: Tensor) -> Tensor:
         """Map features (s, b, D) through compression and linear map to outputs (s, b, C)."""
-        h = torch.stack([compress(part) for compress, part in zip(self.compress, h)])
-        return torch.bmm(h, self.weight.transpose(1, 2))
+        parts = [
+            self._squeeze(members, h[members[0] : members[-1] + 1]) for members in self._groups
+        ]
+        return torch.bmm(torch.cat(parts), self.weight.transpose(1, 2))
+
+    def _squeeze(self, members: list[int], h: Tensor) -> Tensor:
+        """Compress the features (g, b, D) of neighbors with one kind of compression."""
+        layer, width = self.compress[members[0]], h.shape[-1]
+        if isinstance(layer, NestedDropout) and not self.training:
+            keep = torch.tensor([getattr(self.compress[i], "keep", None) or width for i in members])
+            return h * (torch.arange(width, device=h.device) < keep.to(h.device)[:, None, None])
+        squeezed: Tensor = layer(h.flatten(0, 1)).view_as(h)
+        return squeezed
 
     def forward(self, x: Tensor) -> Tensor:
         """Map inputs (s, b, ...), one slice a network, to outputs (s, b, C)."""
@@ -372,6 +394,15 @@ class CompressedNetworks(nn.Module):
     def by_width(self, x: Tensor) -> Tensor:
         """Outputs when only the first 1, ..., D channels are kept, shape (s, D, b, C)."""
         return torch.stack([_by_width(h, w) for h, w in zip(self.features(x), self.weight)])
+
+
+def _kind(layer: nn.Module, place: int) -> tuple[object, ...]:
+    """Equal for layers that may treat the examples of several networks as one batch."""
+    if isinstance(layer, NestedDropout):
+        return (NestedDropout, layer.std, layer.mean, layer.per_sample or place)
+    if isinstance(layer, nn.Dropout):
+        return (nn.Dropout, layer.p)
+    return (nn.Identity,) if isinstance(layer, nn.Identity) else (type(layer), place)
 
 
 def _stack(tasks: Sequence[NoisyTask], size: int) -> NoisyTask:
@@ -409,8 +440,7 @@ def _measure(members: Sequence[CompressedNetworks], data: NoisyTask) -> Tensor:
     train, val, test = (
         torch.stack([m.classify(h) for m, h in zip(members, hs)]).mean(0) for hs in zip(*features)
     )
-    shares = [outcome_shares(*row) for row in zip(train.argmax(-1), data.noisy, data.clean)]
-    right, memorized, _ = torch.stack(shares, dim=1)
+    right, memorized, _ = outcome_shares(train.argmax(-1), data.noisy, data.clean).unbind(-1)
     width = members[0].weight.shape[-1]
     keep = [getattr(layer, "keep", None) or width for layer in members[0].compress]
     return torch.stack(
@@ -458,7 +488,7 @@ def train_compressed(
         seeds: one a network, for the order of its examples; masks are drawn from the first one.
         epochs: passes over the data, at least 1.
         batch_size: examples a step, at least 2.
-        lr, momentum, weight_decay: constants of ``torch.optim.SGD``.
+        lr, momentum, weight_decay: constants of :class:`~wellposed.train.StackedSGD`.
         milestones: epochs at which the step size falls to a tenth.
         measure_every: measure after every so many epochs, and after the last one.
 
@@ -483,8 +513,7 @@ def train_compressed(
     size = networks.features.size
     _check_budget(seeds, size, epochs, batch_size, measure_every)
     data = _stack(tasks, size)
-    sgd = torch.optim.SGD(networks.parameters(), lr, momentum, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(sgd, list(milestones))
+    sgd = StackedSGD(networks.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
     rows, curves = torch.arange(size, device=data.x.device)[:, None], []
     with seeded(seeds[0]):
         for epoch in range(epochs):
@@ -496,27 +525,34 @@ def train_compressed(
                 each = F.cross_entropy(
                     logits.flatten(0, 1), data.noisy[rows, index].flatten(), reduction="sum"
                 )
-                sgd.zero_grad()
                 (each / index.shape[1]).backward()
-                sgd.step()
-            schedule.step()
+                sgd.step(_lr_factor(epoch, milestones))
             if (epoch + 1) % measure_every == 0 or epoch + 1 == epochs:
                 curves.append(_measure([networks], data))
     return CompressedRun(*torch.stack(curves, dim=2).cpu())
 
 
+def _lr_factor(epoch: int, milestones: Sequence[int]) -> float:
+    return float(0.1 ** sum(epoch >= m for m in milestones))
+
+
 @torch.no_grad()
 def _rank(
-    networks: CompressedNetworks, data: NoisyTask, index: Tensor, forget_rate: float
+    networks: CompressedNetworks, data: NoisyTask, index: Tensor, forget_rates: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """The part of index (s, b) that the networks trust, (s, kept), and its share of true labels."""
+    """The part of index (s, b) that networks trust, and each one's weight, both (s, kept).
+
+    Networks with a larger rate keep fewer: their last weights are zero. Weights sum to one.
+    """
     rows = torch.arange(len(index), device=index.device)[:, None]
     networks.eval()
     logits = networks(data.x[rows, index]).transpose(1, 2)
     losses = F.cross_entropy(logits, data.noisy[rows, index], reduction="none")
-    kept = index.gather(1, small_loss_indices(losses, forget_rate))
     networks.train()
-    return kept, (data.noisy[rows, kept] == data.clean[rows, kept]).float().mean(1)
+    kept = index.gather(1, small_loss_indices(losses, min(forget_rates)))
+    counts = torch.tensor([[_kept(r, index.shape[1])] for r in forget_rates], device=index.device)
+    inside = torch.arange(kept.shape[1], device=index.device) < counts
+    return kept, inside.to(losses.dtype) / counts
 
 
 def co_teach(
@@ -524,7 +560,7 @@ def co_teach(
     second: CompressedNetworks,
     tasks: Sequence[NoisyTask],
     *,
-    forget_rate: float,
+    forget_rate: float | Sequence[float],
     seeds: Sequence[int],
     epochs: int = 100,
     batch_size: int = 320,
@@ -544,7 +580,8 @@ def co_teach(
     Args:
         first, second: as many networks each; trained in place.
         tasks, seeds: one a pair.
-        forget_rate: share of each half that is left out, in [0, 1); ideally the noise rate.
+        forget_rate: share of each half that is left out, in [0, 1), or one for each pair; ideally
+            the noise rate.
         epochs, batch_size, lr, momentum, weight_decay, milestones: as in :func:`train_compressed`.
         ramp_epochs: over so many epochs the share rises linearly from zero.
         exchange: False lets each network learn from its own selection (a control).
@@ -575,12 +612,14 @@ def co_teach(
     _check_budget(seeds, size, epochs, batch_size, measure_every)
     if second.features.size != size:
         raise ValueError(f"second must hold {size} networks, got {second.features.size}")
-    if not 0.0 <= forget_rate < 1.0:
-        raise ValueError(f"forget_rate must lie in [0, 1), got {forget_rate}")
+    rates = [forget_rate] * size if isinstance(forget_rate, int | float) else list(forget_rate)
+    if len(rates) != size or not all(0.0 <= r < 1.0 for r in rates):
+        raise ValueError(
+            f"forget_rate must lie in [0, 1), one number or {size} of them, got {forget_rate}"
+        )
     data, pair = _stack(tasks, size), (first, second)
     parameters = [p for nets in pair for p in nets.parameters()]
-    sgd = torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(sgd, list(milestones))
+    sgd = StackedSGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
     rows, curves = torch.arange(size, device=data.x.device)[:, None], []
     with seeded(seeds[0]):
         _measure(pair, data)  # sets the width at which the first epoch ranks
@@ -592,20 +631,19 @@ def co_teach(
                 parts = index[:, : 2 * half].to(data.x.device).split(max(half, 1), dim=1)[:2]
                 if len(parts) < 2:
                     continue
-                picks = [_rank(n, data, part, ramp * forget_rate) for n, part in zip(pair, parts)]
-                pure.append(torch.stack([share for _, share in picks]).mean(0))
+                left_out = [ramp * r for r in rates]
+                picks = [_rank(n, data, part, left_out) for n, part in zip(pair, parts)]
+                for kept, weight in picks:
+                    true = data.noisy[rows, kept] == data.clean[rows, kept]
+                    pure.append((weight * true).sum(1))
                 order = picks[::-1] if exchange else picks
                 loss = data.x.new_zeros(())
-                for nets, (kept, _) in zip(pair, order):
-                    logits = nets(data.x[rows, kept]).flatten(0, 1)
-                    each = F.cross_entropy(
-                        logits, data.noisy[rows, kept].flatten(), reduction="sum"
-                    )
-                    loss = loss + each / kept.shape[1]
-                sgd.zero_grad()
+                for nets, (kept, weight) in zip(pair, order):
+                    logits = nets(data.x[rows, kept]).transpose(1, 2)
+                    each = F.cross_entropy(logits, data.noisy[rows, kept], reduction="none")
+                    loss = loss + (weight * each).sum()
                 loss.backward()
-                sgd.step()
-            schedule.step()
+                sgd.step(_lr_factor(epoch, milestones))
             if (epoch + 1) % measure_every == 0 or epoch + 1 == epochs:
                 curves.append(torch.cat([_measure(pair, data), torch.stack(pure).mean(0)[None]]))
     return CoTeachingRun(*torch.stack(curves, dim=2).cpu())
@@ -651,13 +689,12 @@ def fit_regression(
             "x and y must have shapes (s, n, 1) and (s, n), one slice a network, and steps must be "
             f"at least 1, got {tuple(x.shape)}, {tuple(y.shape)} and {steps}"
         )
-    adam = torch.optim.Adam(networks.parameters(), lr)
+    adam = StackedAdam(networks.parameters(), lr=lr)
     networks.train()
     error = y.new_zeros(len(y))
     with seeded(seed):
         for _ in range(steps):
             error = (networks(x).squeeze(-1) - y).square().mean(1)
-            adam.zero_grad()
             error.sum().backward()
             adam.step()
     networks.eval()
