@@ -53,6 +53,16 @@ def aurc_by_loops(probs, labels):
     return area / len(rows)
 
 
+def test_ece_against_torchmetrics():
+    """Bins there are [l, u): no confidence here lies on an edge, so both must agree."""
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    logits, labels = sample()
+    probs = logits.softmax(1)
+    peer = multiclass_calibration_error(probs, labels, num_classes=5, n_bins=10, norm="l1")
+    assert expected_calibration_error(probs, labels) == pytest.approx(peer.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("n_bins", [1, 7, 10, 15])
 def test_ece_against_loops(n_bins):
     """Fails if accuracy and confidence swap, or if bins are not weighted by their size."""

@@ -59,7 +59,7 @@ def _check(values: Tensor, labels: Tensor, name: str, *, n_bins: int = 1) -> Non
 
 
 def expected_calibration_error(probs: Tensor, labels: Tensor, n_bins: int = 10) -> float:
-    r"""Expected calibration error, computed by torchmetrics in float32.
+    r"""Expected calibration error.
 
     .. math:: \mathrm{ECE} = \sum_{m=1}^{M} \frac{|B_m|}{n} \,
               \bigl| \mathrm{acc}(B_m) - \mathrm{conf}(B_m) \bigr|
@@ -85,18 +85,8 @@ def expected_calibration_error(probs: Tensor, labels: Tensor, n_bins: int = 10) 
         >>> round(expected_calibration_error(probs, torch.tensor([0, 1])), 6)  # |1/2 - 3/4|
         0.25
     """
-    # Imported here: it takes two seconds, and most notebooks never measure calibration.
-    from torchmetrics.functional.classification import multiclass_calibration_error
-
-    _check(probs, labels, "probs", n_bins=n_bins)
-    # torchmetrics' bins are [l, u), and it gives a confidence of exactly 1 a bin of its own.
-    # One step of float32 down turns them into (l, u] and leaves all else as it is.
-    probs = probs.detach().to(torch.float32)
-    below = torch.nextafter(probs, torch.zeros_like(probs))
-    error = multiclass_calibration_error(
-        below, labels, num_classes=probs.shape[1], n_bins=n_bins, norm="l1", validate_args=False
-    )
-    return float(error)
+    confidence, right, weight = reliability(probs, labels, n_bins)
+    return float((weight * (right - confidence).abs()).nansum())
 
 
 def reliability(probs: Tensor, labels: Tensor, n_bins: int = 10) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,21 +9,23 @@ import torch.nn.functional as F
 from torch import nn
 
 from contract import Case
+from wellposed.methods.distillation import random_teacher
 from wellposed.methods.distillation.random_teacher import (
     L2BottleneckHead,
     ProbeTask,
     distill,
     distillation_epochs,
     distillation_loss,
+    embed,
     embedding_geometry,
-    encoder_geometry,
     finetune,
     interpolate_init,
     linear_path,
     linear_probe,
+    linear_probes,
     magnitude_mask,
     mlp_encoder,
-    probe_encoder,
+    probe_encoders,
     probed_distillation,
     random_mask,
     recalibrate_batchnorm,
@@ -334,12 +336,35 @@ def test_probe_strength_changes_the_result():
     assert linear_probe(x, y, x, y, c=1e-4) < weak
 
 
+def test_probes_side_by_side_are_probes_alone():
+    """Fails if tasks share weights, momentum or the places where it restarts."""
+    tasks = []
+    for seed in range(6):  # more than are solved at a time
+        (x, y), (z, w) = blobs(seed=seed), blobs(300, seed=seed + 10)
+        tasks.append(ProbeTask(x * (seed - 2.5) + randn(40, 2, seed=seed), y, z, w))
+    alone = [linear_probe(t.x, t.y, t.x_test, t.y_test) for t in tasks]
+    assert linear_probes(tasks).tolist() == pytest.approx(alone, abs=0.005)
+    assert max(alone) > 0.9
+    assert min(alone) < 0.5
+
+
+def test_a_probe_that_does_not_converge_says_so(monkeypatch):
+    monkeypatch.setattr(random_teacher, "PROBE_STEPS", 1)
+    x, y = blobs()
+    with pytest.warns(UserWarning, match="stopped before it converged"):
+        linear_probe(x, y, x, y)
+
+
 def test_probe_refuses():
     x, y = blobs()
     with pytest.raises(ValueError, match="c must be positive"):
         linear_probe(x, y, x, y, c=0.0)
     with pytest.raises(ValueError, match="same length"):
         linear_probe(x, y[:-1], x, y)
+    with pytest.raises(ValueError, match="tasks not be empty"):
+        linear_probes([])
+    with pytest.raises(ValueError, match="same length"):
+        probe_encoders([nn.Identity()], [])
 
 
 def test_recalibration_standardizes_every_layer():
@@ -368,7 +393,7 @@ def test_probe_encoder_recalibrates():
     encoder = nn.Sequential(nn.BatchNorm1d(2), nn.ReLU()).double()
     with torch.no_grad():
         encoder[0].running_mean.fill_(100.0)  # as it is, ReLU would leave nothing
-    assert probe_encoder(encoder.eval(), ProbeTask(x, y, x, y)) > 0.9
+    assert probe_encoders([encoder.eval()], [ProbeTask(x, y, x, y)]) > 0.9
     assert linear_probe(encoder(x), y, encoder(x), y) == 0.5
 
 
@@ -383,8 +408,8 @@ def test_probed_distillation_is_distillation_with_probes():
     )
     assert all(torch.equal(v, start[k]) for k, v in student.state_dict().items())
     assert run.epochs.tolist() == [0, 1, 3]
-    assert run.accuracy[0, 0] == probe_encoder(student[0], task)
-    assert run.accuracy[0, -1] == probe_encoder(run.students[0][0], task)
+    assert run.accuracy[0, 0] == probe_encoders([student[0]], [task])
+    assert run.accuracy[0, -1] == probe_encoders([run.students[0][0]], [task])
     losses = distill(student, teacher, x, 3, batch_size=6, lr=0.01, generator=gen())
     assert run.loss[0].tolist() == pytest.approx(losses, rel=1e-6)
 
@@ -426,13 +451,23 @@ def test_geometry_limits():
         embedding_geometry(torch.ones(3))
 
 
-def test_encoder_geometry_is_that_of_recalibrated_test_embeddings():
+def test_embed_recalibrates_a_copy():
+    """Fails if the encoder keeps the new statistics, or the old ones are used."""
     x, z, y = randn(30, 4), 3 + randn(20, 4, seed=1), torch.zeros(30, dtype=torch.long)
     encoder = network(0, batch_norm=True)[0]
-    found = encoder_geometry(encoder, ProbeTask(x, y, z, y[:20]))
-    expected = embedding_geometry(recalibrate_batchnorm(encoder, x)(z).detach())
-    torch.testing.assert_close(found.cosine, expected.cosine)
-    torch.testing.assert_close(found.rank, expected.rank)
+    before = copy.deepcopy(encoder.state_dict())
+    task = ProbeTask(x, y, z, y[:20])
+    found = embed(encoder, task)
+    ready = recalibrate_batchnorm(encoder, x)
+    torch.testing.assert_close(found.x_test, ready(z).detach())
+    # The training part is normalized by its own variance, without the factor n / (n - 1).
+    torch.testing.assert_close(found.x, copy.deepcopy(encoder).train()(x).detach())
+    torch.testing.assert_close(found.x, ready(x).detach(), rtol=0.1, atol=0.1)
+    as_is = embed(encoder, task, recalibrate=False)
+    torch.testing.assert_close(as_is.x, copy.deepcopy(encoder).eval()(x).detach())
+    assert not torch.allclose(as_is.x_test, found.x_test)
+    assert encoder.training
+    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
 
 
 # --- pruning, fine-tuning, paths -------------------------------------------------------------
@@ -621,10 +656,8 @@ CASES = {
     "distill": Case(inputs=_images, call=_distill),
     "distillation_epochs": Case(inputs=_images, call=_distilled),
     "distillation_loss": Case(inputs=_loss_inputs, call=distillation_loss),
+    "embed": Case(inputs=_images, call=lambda x: embed(_on(network(0, True)[0], x), _task(x)).x),
     "embedding_geometry": Case(inputs=_images, call=embedding_geometry),
-    "encoder_geometry": Case(
-        inputs=_images, call=lambda x: encoder_geometry(_on(network(0, True)[0], x), _task(x))
-    ),
     "finetune": Case(inputs=_points, call=_finetuned),
     "interpolate_init": Case(
         inputs=_images,
@@ -640,9 +673,12 @@ CASES = {
         inputs=_points, call=lambda x: magnitude_mask(_on(classifier(), x), 0.5)
     ),
     "mlp_encoder": Case(inputs=_images, call=lambda x: _on(network()[0], x)(x)),
-    "probe_encoder": Case(
+    "linear_probes": Case(
+        inputs=_points, call=lambda x: linear_probes([_task(x)] * 2), keeps_dtype=False
+    ),
+    "probe_encoders": Case(
         inputs=_points,
-        call=lambda x: torch.tensor(probe_encoder(nn.Identity(), _task(x))),
+        call=lambda x: probe_encoders([nn.Identity()], [_task(x)]),
         keeps_dtype=False,
     ),
     "probed_distillation": Case(inputs=_images, call=_probed),

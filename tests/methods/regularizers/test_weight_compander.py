@@ -353,6 +353,19 @@ def test_each_network_has_its_own_constants():
     for i, (lr, decay) in enumerate([(0.1, 0.0), (0.3, 0.05)]):
         alone = train([net(0)], [4], lr=lr, weight_decay=decay)
         torch.testing.assert_close(both.test_nll[i : i + 1], alone.test_nll)
+        same(both.part(slice(i, i + 1)), alone)
+
+
+def test_each_network_has_its_own_bound_and_scalar_rate():
+    """Fails if one bound serves all, or if factor 0 does not keep the scalars where they are."""
+    both = train([net(0), net(0)], [4, 4], clip_scale=[math.inf, 0.7])
+    for i, clip in enumerate([math.inf, 0.7]):
+        same(both.part(slice(i, i + 1)), train([net(0)], [4], clip_scale=clip))
+    models = [apply_weight_compander(net(0), learnable=True) for _ in range(2)]
+    both = train(models, [4, 4], scalar_lr_factor=[0.0, 0.5])
+    same(both.part(slice(0, 1)), train([apply_weight_compander(net(0))], [4]))
+    alone = [apply_weight_compander(net(0), learnable=True)]
+    same(both.part(slice(1, 2)), train(alone, [4], scalar_lr_factor=0.5))
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wellposed.nets.stacked import Stacked
+from wellposed.nets import Stacked
+from wellposed.nets.columns import stacked_forward
 from wellposed.ops.confidence import aurc, eaurc, expected_calibration_error
-from wellposed.train import generator, seeded
+from wellposed.train import StackedSGD, generator, seeded
 
 __all__ = [
     "ImageTask",
@@ -504,15 +505,10 @@ def _draw_epoch(x: Tensor, generators: Sequence[torch.Generator], shift: int, sd
     return _Epoch(order.to(x.device), torch.stack(drawn).to(x.device), noise)
 
 
-def _crop(padded: Tensor, index: Tensor, shift: Tensor, side: torch.Size) -> Tensor:
-    """Images (s, b, ch, h, w) cut out of the padded ones (s, n, ch, h', w') at their shifts."""
-    device = padded.device
-    rows = shift[..., :1] + torch.arange(side[0], device=device)
-    cols = shift[..., 1:] + torch.arange(side[1], device=device)
-    seed = torch.arange(len(padded), device=device)[:, None, None, None]
-    at = padded.transpose(2, 3).transpose(3, 4)  # (s, n, h', w', ch): advanced indices come first
-    cut = at[seed, index[:, :, None, None], rows[..., None], cols[:, :, None, :]]
-    return cut.permute(0, 1, 4, 2, 3)
+def _windows(x: Tensor, shift: int) -> Tensor:
+    """Views (s, n, ch, 2 shift + 1, 2 shift + 1, h, w) of images (s, n, ch, h, w), moved about."""
+    height, width = x.shape[-2:]
+    return F.pad(x, (shift,) * 4).unfold(3, height, 1).unfold(4, width, 1)
 
 
 def train_side_by_side(
@@ -578,10 +574,12 @@ def train_side_by_side(
     if epochs < 1 or batch_size < 1 or shift < 0 or fresh_noise < 0:
         raise ValueError("epochs and batch_size must be at least 1, shift and fresh_noise 0")
     nets = Stacked(k * _initial(build, seeds)).to(task.x)
-    decay = torch.tensor(weight_decay).repeat_interleave(s).to(task.x)
-    velocity = [torch.zeros_like(p) for p in nets.parameters()]
+    decays = [decay for decay in weight_decay for _ in seeds]
+    sgd = StackedSGD(
+        nets.parameters(), lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=decays
+    )
     generators = [generator(seed) for seed in seeds]
-    padded = F.pad(task.x, (shift,) * 4)
+    windows = _windows(task.x, shift)
     offset = torch.arange(s, device=device)[:, None]
     log = task.x.new_zeros(2, k, s, epochs, n)
     for epoch in range(epochs):
@@ -591,14 +589,15 @@ def train_side_by_side(
                 criterion.set_epoch(epoch)
         drawn = _draw_epoch(task.x, generators, shift, fresh_noise)
         for index in drawn.order.split(batch_size, dim=1):
-            x = _crop(padded, index, drawn.shift[offset, index], task.x.shape[-2:])
+            rows, columns = drawn.shift[offset, index].unbind(-1)
+            x = windows[offset, index, :, rows, columns]
             if drawn.noise is not None:
                 x = x + drawn.noise[offset, index]
             labels = task.y[offset, index]
-            logits = nets(x.repeat(k, *[1] * (x.ndim - 1)))
+            logits = stacked_forward(nets, x.repeat(k, *[1] * (x.ndim - 1)))
             logits.retain_grad()
             _backward(logits.unflatten(0, (k, s)), labels, criteria, index + n * offset)
-            _nesterov(nets, velocity, decay, lr=lr * 0.1**drops, momentum=momentum)
+            sgd.step(0.1**drops)
             assert logits.grad is not None
             log[:, :, offset, epoch, index] = _visit(logits, labels, index.shape[1])
     return SideBySide(_outputs(nets, task.x_val, k), _outputs(nets, task.x_test, k), *log)
@@ -607,7 +606,8 @@ def train_side_by_side(
 @torch.no_grad()
 def _outputs(nets: Stacked, x: Tensor, k: int) -> Tensor:
     """Outputs (k, s, n, c), in pieces: every criterion's networks get their own copy of x."""
-    pieces = [nets(part.repeat(k, 1, 1, 1, 1)) for part in x.split(EVALUATED, dim=1)]
+    parts = x.split(EVALUATED, dim=1)
+    pieces = [stacked_forward(nets, part.repeat(k, 1, 1, 1, 1)) for part in parts]
     outputs = torch.cat(pieces, dim=1)
     return outputs.view(k, len(x), *outputs.shape[1:])
 
@@ -627,19 +627,6 @@ def _backward(logits: Tensor, labels: Tensor, criteria: Sequence[Criterion], at:
         for criterion, own in zip(criteria, logits)
     ]
     (len(labels) * torch.stack(losses).sum()).backward()  # type: ignore[no-untyped-call]
-
-
-@torch.no_grad()
-def _nesterov(
-    nets: Stacked, velocity: Sequence[Tensor], decay: Tensor, *, lr: float, momentum: float
-) -> None:
-    """A step of torch.optim.SGD(nesterov=True), with a weight decay of its own for each network."""
-    for p, v in zip(nets.parameters(), velocity):
-        assert p.grad is not None
-        step = p.grad.addcmul_(p, decay.view(-1, *[1] * (p.ndim - 1)))
-        v.mul_(momentum).add_(step)
-        p.sub_(step.add_(v, alpha=momentum), alpha=lr)
-        p.grad = None
 
 
 @torch.no_grad()

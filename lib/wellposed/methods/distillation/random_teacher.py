@@ -3,12 +3,9 @@ r"""Random Teachers are Good Teachers.
 F. Sarnthein, G. Bachmann, S. Anagnostidis, T. Hofmann, "Random Teachers are Good Teachers",
 ICML 2023, arXiv:2302.12091.
 
-Claim: a student trained to copy a *random, frozen* network of its own architecture, without any
-labels, ends with better features than that teacher, because of how gradient descent moves and not
-because of what the teacher knows. The features depend on the data, the effect is strongest when
-the student starts close to its teacher, and the student behaves like a network early in supervised
-training: it holds sparse subnetworks that train well, and labeled runs started from it stay
-linearly connected. The student minimizes over the inputs
+Claim: a student trained to copy a *random, frozen* network of its own architecture, without
+labels, ends with better features than that teacher; they depend on the data, and the student
+behaves like a network early in labeled training. Over the inputs it minimizes
 
 .. math::
 
@@ -22,27 +19,27 @@ linearly connected. The student minimizes over the inputs
 with the teacher :math:`\theta_T` and an independent draw :math:`\tilde\theta`. A network is an
 encoder, whose outputs (embeddings) are what counts, and a head that is thrown away afterwards.
 
-Departures from the paper: the KL divergence itself instead of the cross-entropy (the teacher's
-entropy apart they are the same, and so are the gradients); the teacher's outputs are computed once
-and kept, as nothing in them changes; the linear probe is solved to its minimum on standardized
-embeddings instead of trained for some epochs; pruning leaves biases alone.
+Departures from the paper: the KL divergence instead of the cross-entropy (same gradients); the
+teacher's outputs are computed once and kept; the linear probe is solved to its minimum on
+standardized embeddings instead of trained for some epochs; pruning leaves biases alone.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wellposed.nets import Stacked
-from wellposed.train import accuracy, minibatches
+from wellposed.nets.columns import columns, stacked_forward
+from wellposed.train import StackedAdam, StackedSGD, accuracy, minibatches
 
 __all__ = [
     "DistillationRun",
@@ -52,15 +49,16 @@ __all__ = [
     "distill",
     "distillation_epochs",
     "distillation_loss",
+    "embed",
     "embedding_geometry",
-    "encoder_geometry",
     "finetune",
     "interpolate_init",
     "linear_path",
     "linear_probe",
+    "linear_probes",
     "magnitude_mask",
     "mlp_encoder",
-    "probe_encoder",
+    "probe_encoders",
     "probed_distillation",
     "random_mask",
     "recalibrate_batchnorm",
@@ -70,18 +68,14 @@ __all__ = [
 HEAD_STD = 0.02  # of the truncated normal that fills the head (Appendix E.1)
 EVAL_BATCH = 4096  # inputs at a time where nothing is trained
 PROBE_C = 0.1  # inverse ridge penalty of the probe, in scikit-learn's convention
+PROBE_TOL = 3e-4  # largest entry of the gradient at which the probe's solver stops
+PROBE_STEPS = 2000  # after which it gives up
+PROBE_TASKS = 4  # solved side by side: more of them fall out of a CPU's cache
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How spread out the embeddings of different inputs are.
-
-    Attributes:
-        cosine: mean cosine similarity between embeddings of two different inputs; 1 means that
-            all inputs are mapped to one ray.
-        rank: effective rank, the exponential of the entropy of the eigenvalues of the covariance
-            of the embeddings (as shares of their sum).
-    """
+    """How spread out embeddings are: mean cosine between two of them, and effective rank."""
 
     cosine: Tensor
     rank: Tensor
@@ -89,12 +83,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class ProbeTask:
-    """Labeled data for probing: what a linear classifier is fitted on, and what it is tested on.
-
-    Attributes:
-        x, y: inputs ``(n, ...)`` and classes ``(n,)`` for fitting.
-        x_test, y_test: the same for testing.
-    """
+    """Inputs ``(n, ...)`` and classes ``(n,)`` for fitting a probe, and the same for testing."""
 
     x: Tensor
     y: Tensor
@@ -116,7 +105,7 @@ class DistillationRun:
     epochs: Tensor
     accuracy: Tensor
     loss: Tensor
-    students: list[nn.Sequential]
+    students: list[nn.Module]
 
 
 class L2BottleneckHead(nn.Module):
@@ -125,18 +114,14 @@ class L2BottleneckHead(nn.Module):
     .. math:: z = W\, \mathrm{mlp}(x) + b, \qquad
               f(x)_i = \Bigl\langle \frac{v_i}{\|v_i\|}, \frac{z}{\|z\|} \Bigr\rangle \in [-1, 1]
 
-    Weights are truncated normal with deviation 0.02, biases zero.
+    Weights are truncated normal with deviation 0.02, biases zero. The hidden layers are ``mlp``,
+    the map to :math:`z` is ``bottleneck``, and row ``i`` of ``last.weight`` is :math:`v_i`.
 
     Args:
         in_dim: size of the embeddings.
         hidden_dims: widths of the hidden layers, each followed by GELU.
         bottleneck_dim: size of :math:`z`.
         out_dim: number of outputs.
-
-    Attributes:
-        mlp: the hidden layers.
-        bottleneck: linear map with bias to :math:`z`.
-        last: linear map without bias; row ``i`` of its weight is :math:`v_i` (not normalized).
 
     Raises:
         ValueError: a width below 1.
@@ -179,6 +164,12 @@ class L2BottleneckHead(nn.Module):
         """Map embeddings (b, in_dim) to cosines (b, out_dim)."""
         z = F.normalize(self.bottleneck(self.mlp(x)), dim=-1)
         return F.linear(z, F.normalize(self.last.weight, dim=-1))
+
+    def columns(self, own: Mapping[str, Tensor], x: Tensor, prefix: str) -> Tensor:
+        """The same for networks side by side; see :func:`wellposed.nets.columns.columns`."""
+        x = columns(self.mlp, own, x, f"{prefix}mlp.")
+        z = F.normalize(columns(self.bottleneck, own, x, f"{prefix}bottleneck."), dim=1)
+        return F.normalize(own[f"{prefix}last.weight"], dim=-1) @ z
 
 
 def _kaiming(module: nn.Module) -> nn.Module:
@@ -234,13 +225,11 @@ def vgg_encoder(in_channels: int, *, width: int = 64, batch_norm: bool = False) 
 
     Args:
         in_channels: channels of the image.
-        width: channels of the first convolution; the last has eight times as many, and that is
-            the size of the embedding. 64 is VGG11.
+        width: channels of the first convolution, 64 in VGG11; the embedding is 8 times as wide.
         batch_norm: whether each convolution is followed by batch normalization.
 
     Returns:
-        A module from ``(b, in_channels, h, w)`` to ``(b, 8 * width)``; weights are Kaiming normal
-        with the fan-out.
+        A module from ``(b, in_channels, h, w)`` to ``(b, 8 * width)``, Kaiming normal (fan-out).
 
     Raises:
         ValueError: a size below 1.
@@ -272,15 +261,13 @@ def interpolate_init(teacher: nn.Module, other: nn.Module, alpha: float) -> nn.M
     .. math:: \theta_S(\alpha) = \frac{(1 - \alpha)\, \theta_T + \alpha\, \tilde\theta}
                                       {\sqrt{(1 - \alpha)^2 + \alpha^2}}
 
-    Applied to every parameter, so also to biases and to scales of normalization layers.
-
     Args:
         teacher: network with :math:`\theta_T`.
         other: network of the same architecture with :math:`\tilde\theta`.
         alpha: 0 gives the teacher, 1 the other network; in [0, 1].
 
     Returns:
-        A new module; buffers are the teacher's. Both inputs stay as they are.
+        A new module; all parameters (biases and scales too) are mixed, buffers are the teacher's.
 
     Raises:
         ValueError: ``alpha`` out of range, or architectures that differ.
@@ -295,14 +282,12 @@ def interpolate_init(teacher: nn.Module, other: nn.Module, alpha: float) -> nn.M
     """
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
-    theirs = dict(other.named_parameters())
-    student = copy.deepcopy(teacher)
-    if {n: p.shape for n, p in student.named_parameters()} != {
-        n: p.shape for n, p in theirs.items()
-    }:
+    student, theirs = copy.deepcopy(teacher), dict(other.named_parameters())
+    own = dict(student.named_parameters())
+    if {n: p.shape for n, p in own.items()} != {n: p.shape for n, p in theirs.items()}:
         raise ValueError("teacher and other must have the same architecture")
     delta = math.hypot(1.0 - alpha, alpha)
-    for name, parameter in student.named_parameters():
+    for name, parameter in own.items():
         parameter.copy_(((1.0 - alpha) * parameter + alpha * theirs[name]) / delta)
     return student
 
@@ -324,8 +309,7 @@ def distillation_loss(
         teacher_temp, student_temp: temperatures :math:`T_t, T_s > 0`.
 
     Returns:
-        Mean over the batch, shape ``(...)``: a scalar for one network, one value each for
-        networks side by side.
+        Mean over the batch, shape ``(...)``: one value for each network.
 
     Raises:
         ValueError: shapes that differ, a temperature that is not positive.
@@ -351,10 +335,16 @@ def distillation_loss(
 
 
 @torch.no_grad()
-def _outputs(module: nn.Module, inputs: Tensor, batch_size: int, axis: int) -> Tensor:
+def _outputs(module: nn.Module, inputs: Tensor, batch_size: int, axis: int = 0) -> Tensor:
     """Outputs for all inputs in eval mode, a batch at a time; axis counts the examples."""
     module.eval()
-    return torch.cat([module(part) for part in inputs.split(batch_size, dim=axis)], dim=axis)
+    parts = inputs.split(batch_size, dim=axis)
+    return torch.cat([_forward(module, part) for part in parts], dim=axis)
+
+
+def _forward(network: nn.Module, x: Tensor) -> Tensor:
+    out: Tensor = stacked_forward(network, x) if isinstance(network, Stacked) else network(x)
+    return out
 
 
 def distillation_epochs(
@@ -370,8 +360,7 @@ def distillation_epochs(
 ) -> Iterator[Tensor]:
     r"""Train a student on its teacher's outputs with Adam, and stop after each epoch to look.
 
-    Both may be :class:`~wellposed.nets.Stacked` networks side by side; then ``inputs`` has a first
-    axis for them, and each student is trained as if it were alone.
+    Both may be :class:`~wellposed.nets.Stacked`; then ``inputs`` has a first axis for networks.
 
     Args:
         student: trained in place; it is in eval mode whenever this function yields.
@@ -382,8 +371,7 @@ def distillation_epochs(
         batch_size: inputs a step, at least 2.
         lr: step size of Adam.
         generator: source of the order of the inputs.
-        teacher_inputs: what the teacher sees instead of ``inputs``, for controls such as targets
-            that belong to other inputs; same shape.
+        teacher_inputs: what the teacher sees instead of ``inputs``, of the same shape.
 
     Yields:
         Mean loss of the epoch, shape ``()``, or ``(size,)`` for stacked networks.
@@ -404,15 +392,15 @@ def distillation_epochs(
     """
     if epochs < 0 or batch_size < 2:
         raise ValueError(f"epochs must be >= 0 and batch_size >= 2, got {epochs} and {batch_size}")
-    if teacher_inputs is not None and teacher_inputs.shape != inputs.shape:
+    shown = inputs if teacher_inputs is None else teacher_inputs
+    if shown.shape != inputs.shape:
         raise ValueError(
             "teacher_inputs must have the shape of inputs, got "
-            f"{tuple(teacher_inputs.shape)} and {tuple(inputs.shape)}"
+            f"{tuple(shown.shape)} and {tuple(inputs.shape)}"
         )
     axis = int(isinstance(student, Stacked))
-    shown = inputs if teacher_inputs is None else teacher_inputs
-    targets = _outputs(teacher, shown, batch_size, axis)
-    optimizer = torch.optim.Adam(student.parameters(), lr=lr, fused=True)
+    targets = _outputs(teacher, shown, max(batch_size, EVAL_BATCH >> 3), axis)
+    optimizer = StackedAdam(student.parameters(), lr=lr)
     for _ in range(epochs):
         student.train()
         losses = []
@@ -420,7 +408,7 @@ def distillation_epochs(
             if len(index) == 1:  # batch normalization cannot use a batch of one
                 continue
             x, target = inputs.index_select(axis, index), targets.index_select(axis, index)
-            loss = distillation_loss(student(x), target)
+            loss = distillation_loss(_forward(student, x), target)
             optimizer.zero_grad()
             loss.sum().backward()
             optimizer.step()
@@ -441,12 +429,7 @@ def distill(
     """Train a student on its teacher's outputs; :func:`distillation_epochs` in one go.
 
     Args:
-        student: trained in place, left in eval mode.
-        teacher: put into eval mode, otherwise unchanged.
-        inputs: ``(n, ...)``, or ``(size, n, ...)`` for stacked networks.
-        epochs: passes over the inputs, at least 0.
-        batch_size: inputs a step, at least 2.
-        lr: step size of Adam.
+        student, teacher, inputs, epochs, batch_size, lr: as there.
         generator: source of the order of the inputs; torch's global one if not given.
 
     Returns:
@@ -480,8 +463,7 @@ def recalibrate_batchnorm(module: nn.Module, inputs: Tensor) -> nn.Module:
         inputs: what the statistics are taken of, shape ``(n, ...)`` with ``n >= 2``.
 
     Returns:
-        A copy in eval mode whose running means and variances are those of ``inputs``, layer by
-        layer. Without batch normalization it is a plain copy.
+        A copy in eval mode whose running means and variances are those of ``inputs``.
 
     Raises:
         ValueError: fewer than two inputs.
@@ -501,42 +483,132 @@ def recalibrate_batchnorm(module: nn.Module, inputs: Tensor) -> nn.Module:
 
 
 @torch.no_grad()
-def _refresh(network: nn.Module, inputs: Tensor) -> None:
-    """Replace the statistics of all batch normalization layers in place; ends in eval mode."""
+def _refresh(network: nn.Module, inputs: Tensor) -> Tensor:
+    """Replace the statistics of batch normalization in place; outputs; ends in eval mode."""
     layers = network.template if isinstance(network, Stacked) else network
     norms = [m for m in layers.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     rates = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0  # the statistics of this batch replace what was there
-    network.train()
-    network(inputs)
+    network.train(bool(norms))
+    outputs = _forward(network, inputs)
     network.eval()
     for norm, rate in zip(norms, rates):
         norm.momentum = rate
-
-
-def _standardize(train_x: Tensor, test_x: Tensor) -> tuple[Tensor, Tensor]:
-    """Zero mean and unit deviation on the training part; constant features become zero."""
-    train_x, test_x = train_x.flatten(1).double(), test_x.flatten(1).double()
-    mean, std = train_x.mean(0), train_x.std(0, correction=0)
-    scale = torch.where(std > 1e-12 * (1 + mean.abs()), std, torch.inf)
-    return (train_x - mean) / scale, (test_x - mean) / scale
+    return outputs
 
 
 @torch.no_grad()
+def embed(encoder: nn.Module, task: ProbeTask, *, recalibrate: bool = True) -> ProbeTask:
+    """Embeddings in place of inputs, batch normalization first re-estimated on the task.
+
+    Args:
+        encoder: from inputs to embeddings ``(n, d)``; left as it is.
+        task: the labeled data.
+        recalibrate: whether to use :func:`recalibrate_batchnorm` on ``task.x``.
+
+    Returns:
+        The task with ``x`` and ``x_test`` embedded.
+
+    Source: Section 3, "Probing".
+
+    Example:
+        >>> x, y = torch.tensor([[1.0], [3.0]]), torch.tensor([0, 1])
+        >>> embed(nn.BatchNorm1d(1), ProbeTask(x, y, x, 1 - y)).x_test.sum().item()
+        0.0
+    """
+    training, buffers = encoder.training, {k: v.clone() for k, v in encoder.named_buffers()}
+    x = _refresh(encoder, task.x) if recalibrate else _outputs(encoder, task.x, EVAL_BATCH)
+    x_test = _outputs(encoder, task.x_test, EVAL_BATCH)
+    for name, before in buffers.items():
+        encoder.get_buffer(name).copy_(before)
+    encoder.train(training)
+    return ProbeTask(x, task.y, x_test, task.y_test)
+
+
+@torch.no_grad()
+def linear_probes(tasks: Sequence[ProbeTask], *, c: float = PROBE_C) -> Tensor:
+    r"""Accuracy of linear classifiers, one for each task: how much a linear map can read off.
+
+    Multinomial logistic regression on standardized features with a ridge penalty,
+
+    .. math:: \min_{W, b} \; \sum_i -\log \mathrm{softmax}(W x_i + b)_{y_i}
+              + \frac{1}{2 c} \|W\|^2 ,
+
+    all tasks side by side. The Hessian is at most :math:`\tfrac12 X^\top X` plus the penalty, for
+    each class; gradients are divided by that bound, with Nesterov's momentum and restarts.
+
+    Args:
+        tasks: features ``(n, ...)``, flattened (constant ones are ignored), and classes ``(n,)``;
+            all of the same sizes.
+        c: inverse strength of the penalty, positive.
+
+    Returns:
+        Shares of test examples classified correctly, ``(len(tasks),)``, float64, on the CPU. One
+        warning if the solver gave up.
+
+    Raises:
+        ValueError: no task, ``c`` not positive, or features and classes that do not pair up.
+
+    Source: Section 3, "Probing"; the bound: D. Böhning, Ann. Inst. Stat. Math. 44, 1992.
+
+    Example:
+        >>> x, y = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]]), torch.tensor([0, 0, 1, 1])
+        >>> linear_probes([ProbeTask(x, y, x, y), ProbeTask(-x, y, x, y)]).tolist()
+        [1.0, 0.0]
+    """
+    if not c > 0.0 or not tasks:
+        raise ValueError(f"c must be positive and tasks not be empty, got {c} and {len(tasks)}")
+    if any(len(t.x) != len(t.y) or len(t.x_test) != len(t.y_test) for t in tasks):
+        raise ValueError("x and y, and x_test and y_test, must have the same length")
+    classes = int(torch.stack([torch.cat([t.y, t.y_test]) for t in tasks]).max()) + 1
+    parts = [tasks[i : i + PROBE_TASKS] for i in range(0, len(tasks), PROBE_TASKS)]
+    return torch.cat([_probe(part, classes, c) for part in parts]).cpu()
+
+
+def _probe(tasks: Sequence[ProbeTask], classes: int, c: float) -> Tensor:
+    """Probing accuracy of some tasks, shape (len(tasks),)."""
+    x, z = (torch.stack([p.flatten(1) for p in q]) for q in zip(*((t.x, t.x_test) for t in tasks)))
+    y, target = (torch.stack(list(q)) for q in zip(*((t.y, t.y_test) for t in tasks)))
+    x, z = (v if v.dtype == torch.float64 else v.float() for v in (x, z))
+    mean, std = x.mean(1, keepdim=True), x.std(1, correction=0, keepdim=True)
+    std = torch.where(std > 1e-6 * (1 + mean.abs()), std, torch.inf)
+    weight, bias = _logistic((x - mean) / std, F.one_hot(y, classes).to(x).mT.contiguous(), c)
+    hits = (((z - mean) / std) @ weight.mT + bias.mT).argmax(2) == target
+    return hits.double().mean(1)
+
+
+def _logistic(x: Tensor, onehot: Tensor, c: float) -> tuple[Tensor, Tensor]:
+    """Weights (k, classes, d) and biases (k, classes, 1) for centered features (k, n, d)."""
+    k, n, d = x.shape
+    ridge = 1.0 / (c * n)
+    metric = torch.linalg.inv(0.5 * x.mT @ x / n + ridge * torch.eye(d, dtype=x.dtype).to(x))
+    now = [x.new_zeros(k, onehot.shape[1], d), x.new_zeros(k, onehot.shape[1], 1)]
+    ahead, pace = now, x.new_ones(k, 1, 1)
+    for step in range(PROBE_STEPS):
+        residual = torch.baddbmm(ahead[1], ahead[0], x.mT).softmax(1).sub_(onehot)
+        grad = [residual @ x / n + ridge * ahead[0], residual.mean(2, keepdim=True)]
+        if step % 10 == 0 and max(g.abs().max().item() for g in grad) < PROBE_TOL:
+            break
+        new = [ahead[0] - grad[0] @ metric, ahead[1] - 2.0 * grad[1]]
+        move = [a - b for a, b in zip(new, now)]
+        uphill = sum((g * m).sum((1, 2), keepdim=True) for g, m in zip(grad, move)) > 0
+        pace = torch.where(uphill, 1.0, pace)  # the momentum points uphill: forget it
+        faster = (1 + (1 + 4 * pace.square()).sqrt()) / 2
+        ahead = [a + (pace - 1) / faster * m for a, m in zip(new, move)]
+        now, pace = new, faster
+    else:
+        warnings.warn("the probe's solver stopped before it converged", stacklevel=4)
+    return ahead[0], ahead[1]
+
+
 def linear_probe(
     train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, *, c: float = PROBE_C
 ) -> float:
-    r"""Accuracy of a linear classifier on frozen features: how much a linear map can read off.
-
-    Multinomial logistic regression on standardized features with a ridge penalty, solved by
-    L-BFGS in float64,
-
-    .. math:: \min_{W, b} \; \sum_i -\log \mathrm{softmax}(W x_i + b)_{y_i}
-              + \frac{1}{2 c} \|W\|^2 .
+    """Accuracy of a linear classifier on frozen features; :func:`linear_probes` for one task.
 
     Args:
-        train_x: features ``(n, ...)``, flattened; constant ones are ignored.
+        train_x: features ``(n, ...)``, flattened.
         train_y: classes ``(n,)``, int64.
         test_x, test_y: the same for testing.
         c: inverse strength of the penalty, positive.
@@ -551,63 +623,40 @@ def linear_probe(
 
     Example:
         >>> x, y = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]]), torch.tensor([0, 0, 1, 1])
-        >>> linear_probe(x, y, torch.tensor([[-3.0], [3.0], [4.0]]), torch.tensor([0, 1, 0]))
-        0.6666666666666666
+        >>> linear_probe(x, y, torch.tensor([[-3.0], [3.0], [4.0], [5.0]]), y)
+        0.75
     """
-    if not c > 0.0:
-        raise ValueError(f"c must be positive, got {c}")
-    if len(train_x) != len(train_y) or len(test_x) != len(test_y) or len(test_y) == 0:
-        raise ValueError("train_x and train_y, and test_x and test_y, must have the same length")
-    x, z = _standardize(train_x, test_x)
-    n, classes = len(x), int(torch.maximum(train_y.max(), test_y.max())) + 1
-    onehot = F.one_hot(train_y, classes).to(x)
-    weight = x.new_zeros(x.shape[1], classes)
-    bias = x.new_zeros(classes)
-    solver = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=150,
-        history_size=10,
-        tolerance_grad=3e-4,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> Tensor:
-        log_q = (x @ weight + bias).log_softmax(dim=1)
-        residual = (log_q.exp() - onehot) / n
-        weight.grad, bias.grad = x.T @ residual + weight / (c * n), residual.sum(0)
-        value: Tensor = weight.square().sum() / (2 * c * n) - (onehot * log_q).sum() / n
-        return value
-
-    solver.step(closure)  # type: ignore[no-untyped-call]
-    return float(((z @ weight + bias).argmax(dim=1) == test_y).double().mean())
+    return float(linear_probes([ProbeTask(train_x, train_y, test_x, test_y)], c=c))
 
 
-def probe_encoder(encoder: nn.Module, task: ProbeTask) -> float:
-    """Probing accuracy of an encoder, its batch normalization re-estimated on the task first.
+def probe_encoders(encoders: Sequence[nn.Module], tasks: Sequence[ProbeTask]) -> Tensor:
+    """Probing accuracy of encoders, batch normalization first re-estimated on the task.
 
     Args:
-        encoder: from inputs to embeddings ``(n, d)``; left as it is.
-        task: the labeled data.
+        encoders: from inputs to embeddings ``(n, d)``; left as they are.
+        tasks: the labeled data, one task for each encoder, all of the same sizes.
 
     Returns:
-        Accuracy of :func:`linear_probe` on the embeddings, in [0, 1].
+        :func:`linear_probes` on the embeddings, ``(len(encoders),)``.
+
+    Raises:
+        ValueError: lengths that differ.
 
     Source: Section 3, "Probing".
 
     Example:
         >>> x, y = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]]), torch.tensor([0, 0, 1, 1])
-        >>> probe_encoder(nn.Identity(), ProbeTask(x, y, x, y))
-        1.0
+        >>> probe_encoders([nn.Identity()], [ProbeTask(x, y, x, y)]).tolist()
+        [1.0]
     """
-    ready = recalibrate_batchnorm(encoder, task.x)
-    train_x = _outputs(ready, task.x, EVAL_BATCH, axis=0)
-    test_x = _outputs(ready, task.x_test, EVAL_BATCH, axis=0)
-    return linear_probe(train_x, task.y, test_x, task.y_test)
+    if len(encoders) != len(tasks):
+        raise ValueError("encoders and tasks must have the same length")
+    return linear_probes([embed(encoder, task) for encoder, task in zip(encoders, tasks)])
 
 
 def probed_distillation(
-    students: Sequence[nn.Sequential],
-    teachers: Sequence[nn.Sequential],
+    students: Sequence[nn.Module],
+    teachers: Sequence[nn.Module],
     inputs: Sequence[Tensor],
     tasks: Sequence[ProbeTask],
     *,
@@ -620,8 +669,8 @@ def probed_distillation(
     """Distill students side by side, and probe their encoders along the way.
 
     Args:
-        students: networks of one architecture, each an encoder followed by a head; left as they
-            are.
+        students: networks of one architecture, each a ``nn.Sequential`` of an encoder and a head;
+            left as they are.
         teachers: one for each student; left as they are.
         inputs: what each student is distilled on, ``(n, ...)`` each, all of one shape.
         tasks: what each encoder is probed on.
@@ -639,20 +688,16 @@ def probed_distillation(
 
     Example:
         >>> x, y = torch.randn(8, 2), torch.arange(8) % 2
-        >>> task = ProbeTask(x, y, x, y)
         >>> teacher = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
         >>> run = probed_distillation(
-        ...     [teacher, teacher], [teacher, teacher], [x, x], [task, task],
+        ...     [teacher] * 2, [teacher] * 2, [x, x], [ProbeTask(x, y, x, y)] * 2,
         ...     looks=[1, 3], batch_size=4, generator=torch.Generator(),
         ... )
         >>> run.epochs.tolist(), run.accuracy.shape, run.loss.shape
         ([0, 1, 3], torch.Size([2, 3]), torch.Size([2, 3]))
     """
-    size = len(students)
-    if not len(teachers) == len(inputs) == len(tasks) == size or len(teacher_inputs) not in (
-        0,
-        size,
-    ):
+    lengths = {len(part) for part in (students, teachers, inputs, tasks, teacher_inputs or inputs)}
+    if len(lengths) > 1:
         raise ValueError("students, teachers, inputs and tasks must have the same length")
     if not looks or looks[0] < 1 or any(b <= a for a, b in pairwise(looks)):
         raise ValueError(f"looks must be increasing epochs from 1 up, got {list(looks)}")
@@ -667,21 +712,32 @@ def probed_distillation(
         generator=generator,
         teacher_inputs=torch.stack(list(teacher_inputs)) if teacher_inputs else None,
     )
-    trained: list[nn.Module] = list(students)
-    accuracies = [[probe_encoder(net[0], task) for net, task in zip(students, tasks)]]
-    losses = []
+    name, encoder = next(students[0].named_children())
+    scratch, stacked = copy.deepcopy(encoder), dict(stack.named_parameters())
+    sources = [
+        (parameter, stacked[stack.names()[f"{name}.{own}"]])
+        for own, parameter in scratch.named_parameters()
+    ]
+
+    @torch.no_grad()
+    def probe() -> Tensor:
+        features = []
+        for i, task in enumerate(tasks):  # one encoder at a time takes on each student's weights
+            for parameter, source in sources:
+                parameter.copy_(source[i])
+            features.append(embed(scratch, task))
+        return linear_probes(features)
+
+    accuracies, losses = [probe()], []
     for epoch, loss in enumerate(run, start=1):
         losses.append(loss)
         if epoch in looks:
-            trained = stack.networks()
-            accuracies.append(
-                [probe_encoder(next(net.children()), t) for net, t in zip(trained, tasks)]
-            )
+            accuracies.append(probe())
     return DistillationRun(
         epochs=torch.tensor([0, *looks]),
-        accuracy=torch.tensor(accuracies, dtype=torch.float64).T,
+        accuracy=torch.stack(accuracies, dim=1),
         loss=torch.stack(losses, dim=1).cpu(),
-        students=[cast(nn.Sequential, net) for net in trained],
+        students=stack.networks(),
     )
 
 
@@ -718,30 +774,9 @@ def embedding_geometry(embeddings: Tensor) -> Geometry:
     n = embeddings.shape[0]
     units = F.normalize(embeddings, dim=1)
     cosine = (units.sum(0).square().sum() - units.square().sum()) / (n * (n - 1))
-    share = torch.linalg.svdvals(embeddings - embeddings.mean(0)).square()
+    share = torch.linalg.eigvalsh(torch.cov(embeddings.mT)).clamp_min(0)
     share = share / share.sum()
     return Geometry(cosine, torch.special.entr(share).sum().exp())
-
-
-def encoder_geometry(encoder: nn.Module, task: ProbeTask) -> Geometry:
-    """Geometry of an encoder's embeddings of the test inputs, statistics re-estimated first.
-
-    Args:
-        encoder: from inputs to embeddings ``(n, d)``; left as it is.
-        task: its training inputs give the statistics of batch normalization.
-
-    Returns:
-        :func:`embedding_geometry` of the embeddings of ``task.x_test``.
-
-    Source: not in the paper; see :func:`embedding_geometry`.
-
-    Example:
-        >>> x, y = torch.eye(2), torch.arange(2)
-        >>> encoder_geometry(nn.Identity(), ProbeTask(x, y, x, y)).cosine.item()
-        0.0
-    """
-    ready = recalibrate_batchnorm(encoder, task.x)
-    return embedding_geometry(_outputs(ready, task.x_test, EVAL_BATCH, axis=0))
 
 
 @torch.no_grad()
@@ -782,10 +817,7 @@ def magnitude_mask(module: nn.Module, sparsity: float) -> dict[str, Tensor]:
 def random_mask(
     module: nn.Module, sparsity: float, *, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Masks with as many survivors as :func:`magnitude_mask`, layer by layer, at random places.
-
-    The control for pruning by magnitude: the same number of weights in each layer, so that only
-    the choice of weights differs.
+    """Masks with as many survivors a layer as :func:`magnitude_mask`, at random places.
 
     Args:
         module: any network.
@@ -805,13 +837,12 @@ def random_mask(
         >>> random_mask(net, 0.5, generator=torch.Generator())["weight"].sum().item()
         2
     """
-    masks = magnitude_mask(module, sparsity)
-    return {
-        name: mask.flatten()[
-            torch.randperm(mask.numel(), generator=generator).to(mask.device)
-        ].view_as(mask)
-        for name, mask in masks.items()
-    }
+
+    def shuffled(mask: Tensor) -> Tensor:
+        order = torch.randperm(mask.numel(), generator=generator).to(mask.device)
+        return mask.flatten()[order].view_as(mask)
+
+    return {name: shuffled(mask) for name, mask in magnitude_mask(module, sparsity).items()}
 
 
 def finetune(
@@ -834,10 +865,10 @@ def finetune(
         y: classes ``(size, n)``, int64.
         epochs: passes over the data, at least 0.
         generators: one for each network; it gives the order of its examples.
-        masks: one for each network, as :func:`magnitude_mask` makes them: pruned weights are zero
-            from the start and stay so. None are pruned if it is empty.
+        masks: one for each network (or none at all), as :func:`magnitude_mask` makes them: pruned
+            weights are zero from the start and stay so.
         batch_size: examples a step, at least 1.
-        lr, momentum: constants of ``torch.optim.SGD``.
+        lr, momentum: constants of SGD.
 
     Returns:
         Trained copies, in eval mode.
@@ -860,35 +891,32 @@ def finetune(
             f"x, y, generators and masks must hold one entry for each of {size} networks, got "
             f"{len(x)}, {len(y)}, {len(generators)} and {len(masks)}"
         )
-    stack = Stacked(networks)
-    names = stack.names()
-    pruned = {
-        names[name]: torch.stack([mask[name] for mask in masks]).to(x.device)
+    stack = Stacked(networks).train()
+    parameters, names = dict(stack.named_parameters()), stack.names()
+    pruned = [
+        (parameters[names[name]], torch.stack([mask[name] for mask in masks]).to(x.device))
         for name in (masks[0] if masks else ())
-    }
-    parameters = dict(stack.named_parameters())
-    optimizer = torch.optim.SGD(parameters.values(), lr=lr, momentum=momentum, fused=True)
+    ]
+    optimizer = StackedSGD(parameters.values(), lr=lr, momentum=momentum)
     rows = torch.arange(size, device=x.device)[:, None]
-    stack.train()
-    _zero(parameters, pruned)
+    _zero(pruned)
     for _ in range(epochs):
         orders = [minibatches(x.shape[1], batch_size, g, x.device) for g in generators]
         for parts in zip(*orders):
             index = torch.stack(parts)
-            logits = stack(x[rows, index])
+            logits = stacked_forward(stack, x[rows, index])
             loss = F.cross_entropy(logits.flatten(0, 1), y[rows, index].flatten(), reduction="sum")
-            optimizer.zero_grad()
             (loss / index.shape[1]).backward()
             optimizer.step()
-            _zero(parameters, pruned)
+            _zero(pruned)
     return [net.eval() for net in stack.networks()]
 
 
 @torch.no_grad()
-def _zero(parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+def _zero(pruned: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Set the pruned weights to zero again: a step moves them, momentum too."""
-    for name, mask in masks.items():
-        parameters[name].mul_(mask)
+    for parameter, mask in pruned:
+        parameter.mul_(mask)
 
 
 @torch.no_grad()
@@ -943,5 +971,5 @@ def linear_path(
         for name, parameter in ends.named_parameters():
             parameter.copy_((1.0 - gamma) * start[name] + gamma * other[name])
         _refresh(ends, calibration)
-        errors.append(1.0 - accuracy(ends(x), y))
+        errors.append(1.0 - accuracy(stacked_forward(ends, x), y))
     return torch.stack(errors, dim=1)

@@ -35,7 +35,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from wellposed.nets import Stacked
-from wellposed.train import generator, seeded
+from wellposed.nets.columns import stacked_forward
+from wellposed.train import StackedSGD, generator, seeded
 
 __all__ = [
     "SideBySide",
@@ -54,6 +55,9 @@ CLAMP = 1.5  # largest |w / a| of the inverse, just below pi / 2, where the tang
 NEAR_ZERO = 0.1  # a weight is near zero below this many standard deviations
 M = TypeVar("M", bound=nn.Module)
 EVAL_CHUNK = 500  # examples a network sees at once while it is only measured
+
+PerNetwork = float | Sequence[float]
+"""One number for all networks, or one for each."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,10 @@ class SideBySide:
     train_nll: Tensor
     val_nll: Tensor
     test_nll: Tensor
+
+    def part(self, networks: slice) -> SideBySide:
+        """The same for some of the networks."""
+        return SideBySide(*(value[networks] for value in vars(self).values()))
 
 
 def _psi(v: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
@@ -355,69 +363,84 @@ def make_splits(
 
 
 class _Step:
-    """Momentum SGD whose learning rate and weight decay may differ from network to network."""
+    """Momentum SGD in three groups: weights, with decay and bounds; scalars; and the rest."""
 
     def __init__(
         self,
         params: Sequence[Tensor],
-        lr: float | Sequence[float],
+        lr: PerNetwork,
         momentum: float,
-        weight_decay: float | Sequence[float],
-        clip_scale: float,
-        scalar_lr_factor: float,
+        weight_decay: PerNetwork,
+        clip_scale: PerNetwork,
+        scalar_lr_factor: PerNetwork,
     ) -> None:
-        self.rate = _one_each("lr", lr, params[0]).flatten()
         # Stacked scalars have one axis, stacked biases and normalization parameters two.
-        self.scalars, self.scalar_lr_factor = [p for p in params if p.ndim == 1], scalar_lr_factor
         self.weights = [p for p in params if p.ndim > 2]
-        rates = [_one_each("lr", lr, p) for p in self.weights]
-        decays = [_one_each("weight_decay", weight_decay, p) for p in self.weights]
-        self.shrinks = [rate * decay for rate, decay in zip(rates, decays)]
-        self.bounds = [_bound(p, clip_scale) for p in self.weights]
-        self.optimizer = torch.optim.SGD(params, lr=1.0, momentum=momentum)
+        scalars, others = [p for p in params if p.ndim == 1], [p for p in params if p.ndim == 2]
+        size = len(params[0])
+        rates, factors = _each("lr", lr, size), _each("scalar_lr_factor", scalar_lr_factor, size)
+        slow = [rate * factor for rate, factor in zip(rates, factors)]
+        decays, none = _each("weight_decay", weight_decay, size), [0.0] * size
+        groups = [(self.weights, rates, decays), (scalars, slow, none), (others, rates, none)]
+        self.groups = [
+            StackedSGD(group, lr=rate, momentum=momentum, weight_decay=decay)
+            for group, rate, decay in groups
+            if group
+        ]
+        clips = _each("clip_scale", clip_scale, size)
+        clipped = any(clip < math.inf for clip in clips)
+        self.bounds = [_bound(p, clips) for p in self.weights] if clipped else []
 
     def __call__(self, losses: Tensor, lr_factor: float) -> None:
-        self.optimizer.zero_grad()
-        # The update is linear in the gradient: scaling a network's loss scales its learning rate.
         # The sum, not the mean, over networks leaves each its own gradient.
-        (losses * self.rate).sum().backward()  # type: ignore[no-untyped-call]
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        for group in self.groups:
+            group.step(lr_factor)
         with torch.no_grad():
-            for p, shrink in zip(self.weights, self.shrinks):
-                assert p.grad is not None
-                p.grad.addcmul_(shrink, p)
-            for p in self.scalars:
-                assert p.grad is not None
-                p.grad.mul_(self.scalar_lr_factor)
-            self.optimizer.param_groups[0]["lr"] = lr_factor
-            self.optimizer.step()
             for p, bound in zip(self.weights, self.bounds):
-                if bound is not None:
-                    p.clamp_(-bound, bound)
+                p.clamp_(-bound, bound)
 
 
-def _one_each(name: str, value: float | Sequence[float], param: Tensor) -> Tensor:
-    """A number for each network, shaped to multiply a stacked tensor."""
-    count = len(param)
-    values = [float(value)] * count if isinstance(value, int | float) else list(value)
-    if len(values) != count or not all(0.0 <= v < math.inf for v in values):
-        raise ValueError(f"{name} must be one number >= 0, or {count} of them, got {value}")
-    return param.new_tensor(values).view(-1, *[1] * (param.ndim - 1))
+def _each(name: str, value: PerNetwork, size: int) -> list[float]:
+    """A number for each network."""
+    values = [float(value)] * size if isinstance(value, int | float) else list(value)
+    if len(values) != size or not all(v >= 0.0 for v in values):
+        raise ValueError(f"{name} must be one number >= 0, or {size} of them, got {value}")
+    return values
 
 
-def _bound(param: Tensor, clip_scale: float) -> Tensor | None:
+def _bound(param: Tensor, clips: Sequence[float]) -> Tensor:
     """Largest weight that clipping leaves, for each network."""
-    if clip_scale == math.inf:
-        return None
     spread = param.detach().flatten(1).std(1, correction=0)
-    return (clip_scale * math.pi / 2 * spread).view(-1, *[1] * (param.ndim - 1))
+    bounds = param.new_tensor(clips) * math.pi / 2 * spread
+    return bounds.view(-1, *[1] * (param.ndim - 1))
+
+
+class _Forward:
+    """Outputs of networks side by side, the companders of all of them evaluated at once."""
+
+    def __init__(self, networks: Stacked) -> None:
+        self.networks = networks
+        tensors = dict(networks.named_parameters()) | dict(networks.named_buffers())
+        stem = ".parametrizations.weight."
+        layers = [n.removesuffix(f"{stem}original") for n in networks.names() if stem in n]
+        self.companders = {}
+        for layer in dict.fromkeys(n for n in layers if stem not in n):
+            flat = "stacked_" + (layer + stem).replace(".", "_")
+            v, *logs = (tensors[flat + end] for end in ("original", "0_log_a", "0_log_b"))
+            self.companders[f"{layer}.weight"] = v, *(p.view(-1, *[1] * (v.ndim - 1)) for p in logs)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weights = {n: _psi(v, a.exp(), b.exp()) for n, (v, a, b) in self.companders.items()}
+        return stacked_forward(self.networks, x, weights)
 
 
 @torch.no_grad()
-def _measure(networks: Stacked, splits: Splits, index: Tensor) -> Tensor:
+def _measure(forward: _Forward, splits: Splits, index: Tensor) -> Tensor:
     """Error and cross-entropy of each network on its examples ``index`` (s, m); (2, s)."""
     total = splits.x.new_zeros(2, len(index))
     for part in index.split(EVAL_CHUNK, dim=1):
-        logits, y = networks(splits.x[part]), splits.y[part]
+        logits, y = forward(splits.x[part]), splits.y[part]
         wrong = (logits.argmax(-1) != y).to(total.dtype).mean(1)
         total += torch.stack([wrong, _nll(logits, y)]) * part.shape[1]
     return total / index.shape[1]
@@ -436,11 +459,11 @@ def train_side_by_side(
     seeds: Sequence[int],
     epochs: int = 30,
     batch_size: int = 50,
-    lr: float | Sequence[float] = 0.05,
+    lr: PerNetwork = 0.05,
     momentum: float = 0.9,
-    weight_decay: float | Sequence[float] = 5e-4,
-    clip_scale: float = math.inf,
-    scalar_lr_factor: float = 1.0,
+    weight_decay: PerNetwork = 5e-4,
+    clip_scale: PerNetwork = math.inf,
+    scalar_lr_factor: PerNetwork = 1.0,
 ) -> SideBySide:
     r"""Train networks of one structure at the same time, each on its own split.
 
@@ -459,9 +482,10 @@ def train_side_by_side(
         weight_decay: coefficient, or one for each network.
         clip_scale: after each step, weights are clipped to
             :math:`\pm \frac\pi2 \cdot \mathrm{clip\_scale} \cdot \mathrm{std}(w_0)`, the bound of a
-            compander of that scale; infinity leaves them alone. For plain networks.
+            compander of that scale; infinity leaves them alone. For plain networks. One number, or
+            one for each network.
         scalar_lr_factor: learning rate of scalar parameters (the learned :math:`\log a` and
-            :math:`\log b`) over that of the others, at least 0.
+            :math:`\log b`) over that of the others, at least 0, or one for each network.
 
     Returns:
         Errors and cross-entropies of each network.
@@ -491,13 +515,10 @@ def train_side_by_side(
             "epochs and batch_size must be at least 1, momentum in [0, 1), got "
             f"{epochs}, {batch_size} and {momentum}"
         )
-    if not clip_scale > 0.0 or not scalar_lr_factor >= 0.0:
-        raise ValueError(
-            "clip_scale must be positive and scalar_lr_factor at least 0, got "
-            f"{clip_scale} and {scalar_lr_factor}"
-        )
+    if min(_each("clip_scale", clip_scale, count)) == 0.0:
+        raise ValueError(f"clip_scale must be positive, got {clip_scale}")
     networks = Stacked(models).train()
-    params = list(networks.parameters())
+    params, forward = list(networks.parameters()), _Forward(networks)
     step = _Step(params, lr, momentum, weight_decay, clip_scale, scalar_lr_factor)
     generators = [generator(seed) for seed in seeds]
     with seeded(seeds[0]):  # dropout draws from the global state
@@ -506,10 +527,17 @@ def train_side_by_side(
             orders = [torch.randperm(splits.train.shape[1], generator=g) for g in generators]
             shuffled = splits.train.gather(1, torch.stack(orders).to(splits.train.device))
             for index in shuffled.split(batch_size, dim=1):
-                step(_nll(networks(splits.x[index]), splits.y[index]), lr_factor=0.1**drops)
+                step(_nll(forward(splits.x[index]), splits.y[index]), lr_factor=0.1**drops)
     networks.eval()
-    parts = [_measure(networks, splits, i) for i in (splits.train, splits.val, splits.test)]
-    for model, trained in zip(models, networks.networks()):
-        model.load_state_dict(trained.state_dict())
+    parts = [_measure(forward, splits, i) for i in (splits.train, splits.val, splits.test)]
+    _write_back(networks, models)
     errors, nlls = torch.stack(parts, dim=1).cpu()
     return SideBySide(*errors, *nlls)
+
+
+@torch.no_grad()
+def _write_back(networks: Stacked, models: Sequence[nn.Module]) -> None:
+    """Give each model the tensors that its network ended with."""
+    for i, model in enumerate(models):
+        for name, own in model.state_dict().items():
+            own.copy_(getattr(networks, "stacked_" + name.replace(".", "_"))[i])
