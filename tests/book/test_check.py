@@ -95,6 +95,20 @@ def put(output: dict[str, Any], text: str = "1 + 1", **metadata: Any) -> Callabl
     return change
 
 
+def on_slide(kind: str, text: str = "1 + 1") -> Callable[[Notebook], None]:
+    """A change of one cell's slide type; "" takes it away."""
+
+    def change(notebook: Notebook) -> None:
+        cell(notebook, text)["metadata"]["slideshow"] = {"slide_type": kind} if kind else {}
+
+    return change
+
+
+def off_slides(notebook: Notebook) -> None:
+    for each in notebook["cells"]:
+        each["metadata"].pop("slideshow", None)
+
+
 def test_the_good_paper_is_good(paper: Paper) -> None:
     assert check_paper(paper) == []
 
@@ -114,6 +128,9 @@ ALT = {"mystnb": {"image": {"alt": "A line that rises and then stays flat."}}}
         replaced("## The idea", "## The idea\n\n```python\n# not a heading\n## nor this\n```"),
         replaced("## The idea", "## The idea\n\n### A third level"),
         replaced("A question.", "A question with `{exercise}` in it."),
+        on_slide("fragment"),
+        on_slide("notes"),
+        on_slide("", "## At scale"),
     ],
 )
 def test_what_is_allowed(paper: Paper, change: Callable[[Notebook], None]) -> None:
@@ -205,6 +222,11 @@ def renumber(notebook: Notebook) -> None:
         (replaced("{solution-end}", "{end}"), "every exercise needs one solution"),
         (replaced(":class: dropdown\n", ""), "solutions must be folded (:class: dropdown)"),
         (drop("1 + 1"), "at least two solutions must hold code that is executed"),
+        (off_slides, "no cell has a slide type (metadata slideshow.slide_type)"),
+        (on_slide("", "# A good"), "the first cell, with the title, must have the slide type"),
+        (on_slide("sldie"), "has the slide type 'sldie': known are slide, subslide, fragment"),
+        (on_slide("", "report.show"), "no cell of the section The claims has a slide type"),
+        (on_slide("skip", "## The idea"), "no cell of the section The idea has a slide type"),
         (replaced("1 + 1", "load('mnist-5k')"), "it loads 'mnist-5k', which the card's datasets"),
         (replaced("1 + 1", 'd.load( "digits")'), "it loads 'digits', which the card's datasets"),
     ],

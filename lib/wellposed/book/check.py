@@ -12,6 +12,7 @@ from wellposed.book.notebook import Notebook, code_cells, read_notebook, without
 from wellposed.book.project import Paper
 from wellposed.book.record import MIME, claims_in
 from wellposed.book.runs import PRESETS, plan
+from wellposed.book.slides import SLIDE_TYPES, slide_type
 
 SECTIONS = [
     "The problem",
@@ -33,6 +34,12 @@ LONGEST_FUNCTION = 2
 MOST_BYTES = 600_000
 """Outputs of a notebook: the page around them must stay under 700 kB."""
 
+SHOWN = ["The problem", "The idea", "The key figure", "The claims"]
+"""The sections that must be on the slides, at least in part."""
+
+HIDDEN = ("-", "skip", "notes")
+"""Jupyter's slide types of cells that are on no slide."""
+
 NBVAL = "# NBVAL_CHECK_OUTPUT"
 
 
@@ -52,6 +59,7 @@ def check_paper(paper: Paper) -> list[str]:
         *_outputs(notebook),
         *_claims(notebook, card),
         *_exercises(notebook, paper.slug),
+        *_slides(notebook),
         *_datasets(notebook, card),
     ]
     return [f"{paper.notebook_path}: {problem}" for problem in problems]
@@ -71,13 +79,22 @@ def _files(paper: Paper, card: Card) -> Iterator[str]:
 
 def _headings(notebook: Notebook, card: Card) -> Iterator[str]:
     text = "\n".join(c["source"] for c in notebook["cells"] if c["cell_type"] == "markdown")
-    text = re.sub(r"^(`{3,}|~{3,}).*?^\1`*$", "", text, flags=re.MULTILINE | re.DOTALL)
+    text = _unfenced(text)
     first = re.findall(r"^# (.+)$", text, flags=re.MULTILINE)
     if first != [card.title]:
         yield f"the one first-level heading must be the card's title, found {first}"
-    second = [heading.strip() for heading in re.findall(r"^## (.+)$", text, flags=re.MULTILINE)]
+    second = _sections(text)
     if second != SECTIONS:
         yield f"the sections must be {', '.join(SECTIONS)}; found {', '.join(second)}"
+
+
+def _unfenced(text: str) -> str:
+    return re.sub(r"^(`{3,}|~{3,}).*?^\1`*$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def _sections(text: str) -> list[str]:
+    found = re.findall(r"^## (.+)$", _unfenced(text), flags=re.MULTILINE)
+    return [heading.strip() for heading in found]
 
 
 def _cells(notebook: Notebook) -> Iterator[str]:
@@ -177,6 +194,27 @@ def _exercises(notebook: Notebook, slug: str) -> Iterator[str]:
             executed += 1
     if executed < min(2, len(labels)):
         yield "at least two solutions must hold code that is executed"
+
+
+def _slides(notebook: Notebook) -> Iterator[str]:
+    there, shown, section = set[str](), set[str](), ""
+    for number, cell in enumerate(notebook["cells"], start=1):
+        kind = slide_type(cell)
+        if kind not in (*SLIDE_TYPES, *HIDDEN):
+            yield f"cell {number} has the slide type {kind!r}: known are {', '.join(SLIDE_TYPES)}"
+        if cell["cell_type"] == "markdown" and (headings := _sections(cell["source"])):
+            section = headings[-1]
+            there.add(section)
+        if kind in SLIDE_TYPES:
+            shown.add(section)
+    if not shown:
+        yield "no cell has a slide type (metadata slideshow.slide_type)"
+        return
+    if slide_type(notebook["cells"][0]) != "slide":
+        yield "the first cell, with the title, must have the slide type 'slide'"
+    for name in SHOWN:
+        if name in there - shown:
+            yield f"no cell of the section {name} has a slide type: the slides need one"
 
 
 def _datasets(notebook: Notebook, card: Card) -> Iterator[str]:
