@@ -4,14 +4,16 @@
 
 Every solver starts from zero and gets float64 costs of the same random problem. Its tolerance is
 loosened as far as its value stays within ``GAP`` of the best value that any solver found, so all
-are timed at one accuracy, each at its best setting. Sinkhorn solves another problem; it is timed to
-a plan that costs no more and whose marginals are no worse. Seconds are CPU seconds, the median of
-``repeats`` runs after one warm-up.
+are timed at one accuracy, each at its best setting. Sinkhorn solves another problem: it is timed to
+a plan that costs at most 5 % more and whose marginals are no worse (nan: no entropy gives that). A
+ratio above 1 means that the other takes longer than ours. Seconds are CPU seconds, the median of
+``repeats`` runs after one warm-up (Sinkhorn: one run).
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import statistics
 import time
@@ -25,9 +27,11 @@ import torch
 
 from wellposed.methods.transport.sparsity_constrained import sparse_ot
 
-GAP = 1e-6
-TOLERANCES = [1e-5, 1e-7, 1e-9, 1e-11]
-REGS = [0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001]
+GAP = 1e-5
+COST_GAP = 0.05
+TOLERANCES = [10.0**-e for e in range(4, 12)]
+FAST, SAFE = "sinkhorn", "sinkhorn_log"  # the fast variant underflows with little entropy
+REGS = {0.05: FAST, 0.02: FAST, 0.01: FAST, 0.005: FAST, 0.002: FAST, 0.001: SAFE, 0.0005: SAFE}
 Solve = Callable[[float], tuple[np.ndarray, float]]
 
 
@@ -94,37 +98,21 @@ def _smooth(cost: torch.Tensor, k: int, repeats: int) -> dict[str, float]:
     return row
 
 
-def _sinkhorn(cost: torch.Tensor, row: dict[str, float], repeats: int) -> dict[str, float]:
-    """POT's Sinkhorn with the strongest entropy whose plan costs no more than ours."""
+def _sinkhorn(cost: torch.Tensor, row: dict[str, float]) -> dict[str, float]:
+    """POT's Sinkhorn with the strongest entropy whose plan is about as cheap as ours."""
     table = cost.numpy()
     a, b = (np.full(size, 1 / size) for size in table.shape)
     target = max(row["ours_row_error"], 1e-6)
-    for reg in REGS:
-
-        def solve(reg: float = reg) -> np.ndarray:
-            plan: np.ndarray = ot.sinkhorn(
-                a,
-                b,
-                table,
-                reg,
-                method="sinkhorn_stabilized",
-                stopThr=target / 10,
-                numItermax=5000,
-                warn=False,
-            )
-            return plan
-
-        plan = solve()
-        if (plan * table).sum() <= row["ours_cost"] * (1 + 1e-3):
-            break
-    seconds = _seconds(solve, repeats)
-    return {
-        "sinkhorn_reg": reg,
-        "sinkhorn_seconds": seconds,
-        "sinkhorn_cost": float((plan * table).sum()),
-        "sinkhorn_row_error": _row_error(plan),
-        "sinkhorn_ratio": seconds / row["ours_seconds"],
-    }
+    for reg, method in REGS.items():
+        begin = time.process_time()
+        plan = ot.sinkhorn(
+            a, b, table, reg, method=method, stopThr=target / 10, numItermax=2000, warn=False
+        )
+        seconds = time.process_time() - begin
+        error = _row_error(plan) + float(abs(plan.sum(0) - b).sum())
+        if error <= target and (plan * table).sum() <= row["ours_cost"] * (1 + COST_GAP):
+            return {"sinkhorn_seconds": seconds, "sinkhorn_ratio": seconds / row["ours_seconds"]}
+    return {"sinkhorn_seconds": math.nan, "sinkhorn_ratio": math.nan}
 
 
 def run(
@@ -144,7 +132,7 @@ def run(
             cost = _clouds(m, n, seed)
             for limit in (k, m):
                 row = _smooth(cost, limit, repeats)
-                row |= _sinkhorn(cost, row, repeats)
+                row |= _sinkhorn(cost, row)
                 results[f"{m} x {n}, k = {limit}"] = row
     torch.set_num_threads(threads)
     print(f"{'problem':22s}{'ours':>9s}{'POT':>9s}{'ratio':>8s}{'Sinkhorn':>10s}{'ratio':>8s}")
@@ -154,9 +142,8 @@ def run(
             f"{row['sinkhorn_seconds']:9.3f}s{row['sinkhorn_ratio']:8.1f}"
         )
         print(
-            f"    gap {row['ours_gap']:.0e} / {row['pot_gap']:.0e}, row error "
-            f"{row['ours_row_error']:.0e} / {row['pot_row_error']:.0e} / "
-            f"{row['sinkhorn_row_error']:.0e}, Sinkhorn at reg {row['sinkhorn_reg']:g}"
+            f"    missing share of the value {row['ours_gap']:.0e} / {row['pot_gap']:.0e}, "
+            f"row error {row['ours_row_error']:.0e} / {row['pot_row_error']:.0e}"
         )
     return results
 
