@@ -1,0 +1,1 @@
+"""Methods of the chapter: Scientific machine learning."""

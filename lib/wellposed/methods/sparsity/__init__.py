@@ -1,0 +1,1 @@
+"""Methods of the chapter: Pruning, sparse training and low rank."""
