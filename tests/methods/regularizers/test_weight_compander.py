@@ -366,6 +366,7 @@ def test_each_network_has_its_own_bound_and_scalar_rate():
     same(both.part(slice(0, 1)), train([apply_weight_compander(net(0))], [4]))
     alone = [apply_weight_compander(net(0), learnable=True)]
     same(both.part(slice(1, 2)), train(alone, [4], scalar_lr_factor=0.5))
+    assert both.test_nll[0] != both.test_nll[1]
 
 
 @pytest.mark.parametrize(
