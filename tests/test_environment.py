@@ -6,6 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,10 +55,10 @@ def test_what_is_installed_is_what_is_locked() -> None:
             requires = metadata.requires(package) or []
         except metadata.PackageNotFoundError:
             continue  # Needed on another platform only.
-        for line in requires:
-            name = canonical(re.match(r"[A-Za-z0-9_.-]+", line)[0])
-            optional = "extra ==" in line and package != "wellposed"
-            if name in seen or optional:
+        for requirement in map(Requirement, requires):
+            name, marker = canonical(requirement.name), requirement.marker
+            extra = "dev" if package == "wellposed" else ""
+            if name in seen or (marker and not marker.evaluate({"extra": extra})):
                 continue
             seen.add(name)
             waiting.append(name)

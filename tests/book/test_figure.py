@@ -5,9 +5,9 @@ from io import BytesIO
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
-from wellposed.book.figure import HEIGHT, WIDTH, key_figure, thumbnail
+from wellposed.book.figure import HEIGHT, WIDTH, key_figure, lighter, thumbnail
 
 
 def png(width: int, height: int, color: str, mode: str = "RGB") -> bytes:
@@ -73,3 +73,29 @@ def test_what_is_transparent_becomes_white() -> None:
     with Image.open(BytesIO(thumbnail(png(480, 200, "#00000000", "RGBA")))) as small:
         darkest = min(low for low, _ in small.convert("RGB").getextrema())
     assert darkest > 250
+
+
+def smooth() -> bytes:
+    """A picture of many thousand colors, as anti-aliased curves make them."""
+    ramp = Image.linear_gradient("L").resize((300, 200))
+    buffer = BytesIO()
+    Image.merge("RGB", (ramp, ramp.transpose(Image.Transpose.ROTATE_180), ramp)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_a_lighter_figure_looks_the_same() -> None:
+    """Fails if dithering or few colors change what is seen (tried with 8)."""
+    heavy = smooth()
+    light = lighter(heavy)
+    before, after = (Image.open(BytesIO(data)).convert("RGB") for data in (heavy, light))
+    assert before.size == after.size
+    assert max(high for _, high in ImageChops.difference(before, after).getextrema()) <= 8
+
+
+def test_a_figure_is_made_lighter_once() -> None:
+    light = lighter(smooth())
+    assert lighter(light) == light
+
+
+def test_what_saves_little_is_left_alone() -> None:
+    assert lighter(FIRST) == FIRST
