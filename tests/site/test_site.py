@@ -151,6 +151,12 @@ def test_no_page_is_heavy(site: Path) -> None:
     assert heavy == {}
 
 
+def test_no_table_is_left_as_text(site: Path) -> None:
+    """Fails if Markdown that a cell displays is parsed without tables, MyST-NB's default (tried)."""
+    raw = [name for name in pages(site) if "<p>| " in (site / name).read_text(encoding="utf-8")]
+    assert raw == []
+
+
 @pytest.mark.parametrize("slug", PAPERS)
 def test_a_papers_page_begins_with_its_card(site: Path, slug: str) -> None:
     paper = PAPERS[slug]
