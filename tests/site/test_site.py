@@ -152,7 +152,7 @@ def test_no_page_is_heavy(site: Path) -> None:
 
 
 def test_no_table_is_left_as_text(site: Path) -> None:
-    """Fails if Markdown that a cell displays is parsed without tables, MyST-NB's default (tried)."""
+    """Fails if Markdown that cells display is parsed without tables, MyST-NB's default (tried)."""
     raw = [name for name in pages(site) if "<p>| " in (site / name).read_text(encoding="utf-8")]
     assert raw == []
 
