@@ -77,7 +77,11 @@ def test_running_out_of_steps_warns(monkeypatch):
     monkeypatch.setattr("wellposed.ops.lasso.MAX_STEPS", 20)
     A, b = _problem(10)
     with pytest.warns(RuntimeWarning, match="stopped after 20 steps"):
-        lasso(A, b, 1e-3)
+        early = lasso(A, b, 1e-3)
+    monkeypatch.undo()
+    final = lasso(A, b, 1e-3)
+    assert early.isfinite().all()
+    assert not torch.equal(early, final)
 
 
 def test_bad_input():
