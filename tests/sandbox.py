@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from wellposed.book.record import RunRecord, read_record
 from wellposed.book.refresh import METADATA, notebook_text
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -160,3 +161,14 @@ def command(root: Path, *arguments: str) -> Result:
     process = start(root, *arguments)
     out, err = process.communicate()
     return Result(process.returncode, out, err)
+
+
+def undisturbed(root: Path, slug: str) -> RunRecord:
+    """Run a paper with nothing happening to it, in a folder of runs of its own; its record."""
+    out = root / "undisturbed"
+    done = command(root, "run", slug, "--out", str(out))
+    assert done.code == 0, done.err
+    (path,) = out.glob(f"quick/{slug}/*/record.json")
+    record = read_record(path)
+    assert record is not None
+    return record

@@ -132,12 +132,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(shared: Path) -> RunRecord:
     """The record of a run that nothing happened to."""
-    done = sandbox.command(shared, "run", "pid", "--out", str(shared / "undisturbed"))
-    assert done.code == 0, done.err
-    (path,) = shared.glob("undisturbed/quick/pid/*/record.json")
-    record = read_record(path)
-    assert record is not None
-    return record
+    return sandbox.undisturbed(shared, "pid")
 
 
 @pytest.fixture

@@ -34,12 +34,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(project: Path) -> RunRecord:
     """The record of a run that nothing happened to."""
-    done = sandbox.command(project, "run", "alpha", "--out", str(project / "undisturbed"))
-    assert done.code == 0, done.err
-    (path,) = project.glob("undisturbed/quick/alpha/*/record.json")
-    record = read_record(path)
-    assert record is not None
-    return record
+    return sandbox.undisturbed(project, "alpha")
 
 
 def found(out: Path) -> list[RunRecord]:
