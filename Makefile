@@ -8,13 +8,21 @@ READY := $(VENV)/.ready
 PYTEST := --numprocesses auto --dist loadscope --nbval-lax --nbval-current-env \
 	--nbval-cell-timeout 300 --nbval-kernel-startup-timeout 180
 
-.PHONY: book test setup update format clean
+.PHONY: book test bench setup update format clean
 
 book: $(READY)
 	$(BIN)/wellposed build --quiet
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST) notebooks tests lib
+
+# CPU time, because other programs on the machine disturb it less than the clock on the wall.
+bench: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[bench]'
+	mkdir -p _build
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts= -o python_files='*.py' \
+		--benchmark-timer=time.process_time --benchmark-json=_build/benchmark.json \
+		--benchmark-columns=median,iqr,rounds --benchmark-sort=name -q benchmarks
 
 setup: $(READY)
 
@@ -26,7 +34,7 @@ $(READY): pyproject.toml requirements.lock
 	touch $(READY)
 
 update: $(READY)
-	$(BIN)/uv pip compile --quiet --universal --upgrade --extra dev --no-header --no-annotate \
+	$(BIN)/uv pip compile --quiet --universal --upgrade --extra dev --extra bench --no-header --no-annotate \
 		--output-file requirements.lock pyproject.toml
 	touch requirements.lock
 

@@ -1,13 +1,14 @@
 """The site's own Sphinx extension: what the pages draw from cards, records and outputs.
 
 Every paper's page gets its card at the top, and related papers and the citation at its end. The
-directives ``gallery``, ``chapter-papers``, ``ledger``, ``chapters`` and ``totals`` draw the other
-pages, and the role ``paper`` links to a paper by its slug. Papers stand in reading order
+directives ``gallery``, ``chapter-papers``, ``ledger``, ``chapters``, ``totals``, ``comparison`` and
+``racetrack`` draw the other pages, and the role ``paper`` links to a paper by its slug. Papers stand in reading order
 everywhere. The extension knows the book's machinery (``wellposed.book``) and nothing of the
 methods.
 """
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -43,6 +44,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 GENERATED = ROOT / "_build" / "generated"
 DOWNLOADS = {"claims.json": ledger.as_json, "claims.csv": ledger.as_csv}
+RACES = ROOT / "benchmarks" / "results.json"
 GALLERY = "book/gallery"
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 """What a reader calls the devices of records."""
@@ -179,6 +181,20 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+def span(seconds: float) -> str:
+    """A measured time, from microseconds up, in three digits."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size or unit == "µs":
+            break
+    return f"{digits(seconds / size)} {unit}"
+
+
+def digits(value: float) -> str:
+    """Three digits, and all of them before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+TEMPLATES.filters |= {"span": span, "digits": digits}
 TEMPLATES.filters |= {"duration": duration, "number": number, "dashed": dashed, "plain": plain}
 TEMPLATES.globals |= {
     "badge": lambda *verdict_and_count: Markup(verdict_badge(*verdict_and_count)),
@@ -265,6 +281,35 @@ class Ledger(Drawn):
         rows = book().rows
         values |= {"rows": rows, "stable": ledger.stable_share(rows), "verdicts": VERDICTS}
         return self.draw("ledger.html", **values)
+
+
+class Comparison(Drawn):
+    """What `make bench` measured for one file of ``benchmarks/``."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        name = self.arguments[0]
+        self.env.note_dependency(str(RACES))
+        races = json.loads(RACES.read_text(encoding="utf-8"))
+        names = sorted({row["comparison"] for row in races["rows"]})
+        if name not in names:
+            raise self.error(f"no comparison {name!r} in {RACES.name}{nearest(name, names)}")
+        problems: dict[str, list[dict[str, Any]]] = {}
+        for row in races["rows"]:
+            if row["comparison"] == name:
+                problems.setdefault(row["problem"], []).append(row)
+        return self.draw("comparison.html", problems=problems)
+
+
+class Racetrack(Drawn):
+    """Where the comparisons ran, and how often ours was ahead."""
+
+    def run(self) -> list[nodes.Node]:
+        self.env.note_dependency(str(RACES))
+        races = json.loads(RACES.read_text(encoding="utf-8"))
+        peers = [row for row in races["rows"] if row["solver"] != "ours"]
+        return self.draw("racetrack.html", races=races, peers=peers)
 
 
 class PaperRole(SphinxRole):
@@ -461,6 +506,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("chapters", Chapters)
     app.add_directive("totals", Totals)
     app.add_directive("ledger", Ledger)
+    app.add_directive("comparison", Comparison)
+    app.add_directive("racetrack", Racetrack)
     app.add_role("paper", PaperRole())
     app.add_node(nodes.image, override=True, html=(visit_image, depart_image))
     app.connect("config-inited", generate, priority=100)

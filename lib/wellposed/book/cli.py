@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
@@ -215,6 +216,7 @@ def run(
         for job in planned:
             job.record_path.unlink(missing_ok=True)
     waiting = [job for job in planned if job.finished() is None]
+    begin = time.monotonic()
     if len(waiting) == 1 and profile == LOCAL:
         failed = _run_one(waiting[0], timeout)
     elif waiting:
@@ -224,6 +226,8 @@ def run(
     ran = {job.paper.slug for job in waiting}
     done = [(job, record) for job in planned if (record := job.finished())]
     _summary(done, ran)
+    if len(ran) > 1:
+        _timing([record for job, record in done if job.paper.slug in ran], begin, jobs)
     for slug, reason in failed.items():
         prefix = "" if reason.startswith(slug) else f"{slug}: "
         print(f"wellposed: {prefix}{reason}", file=sys.stderr)
@@ -359,6 +363,22 @@ def _summary(done: "list[tuple[Job, RunRecord]]", ran: set[str]) -> None:
     total = totals_text(claim.verdict for _, record in done for claim in record.claims)
     fresh = sum(job.paper.slug in ran for job, _ in done)
     console.print(f"{fresh} run now, {len(done) - fresh} up to date. Claims: {total}.")
+
+
+def _timing(records: "Sequence[RunRecord]", begin: float, jobs: int) -> None:
+    """How long a collection took, what took longest, and what that means for the whole book."""
+    from wellposed.book.catalog import read_catalog
+
+    planned = sum(len(chapter.papers) for chapter in read_catalog(find_root()).values())
+    slowest = sorted(records, key=lambda record: -record.seconds)[:10]
+    longest = ", ".join(f"{record.slug} {record.seconds:.0f} s" for record in slowest)
+    elapsed = time.monotonic() - begin
+    print(f"Slowest: {longest}.")
+    if records:
+        print(
+            f"{elapsed:.0f} s with {jobs} at a time; "
+            f"all {planned} papers would take {elapsed / len(records) * planned / 60:.0f} min."
+        )
 
 
 @app.command()

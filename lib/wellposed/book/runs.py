@@ -188,6 +188,9 @@ def run_notebook(
     import logging
     import tempfile
 
+    # If jsonschema finds this module, it parses the grammar of international addresses, which takes
+    # longer than all other imports together; no notebook's schema has such an address.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import nbformat
     import papermill
     from jupyter_client.kernelspec import NoSuchKernel

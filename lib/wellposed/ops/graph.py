@@ -252,8 +252,9 @@ def nearest_neighbor_edges(points: Tensor, num_neighbors: int) -> Tensor:
     distance = torch.cdist(points, points).fill_diagonal_(torch.inf)
     near = distance.topk(num_neighbors, largest=False).indices
     here = torch.arange(len(points), device=points.device).repeat_interleave(num_neighbors)
-    edges: Tensor = torch.stack([here, near.flatten()], 1).sort(1).values.unique(dim=0)
-    return edges
+    first, second = torch.minimum(here, near.flatten()), torch.maximum(here, near.flatten())
+    pair = (first * len(points) + second).unique()  # much faster than the unique rows of a matrix
+    return torch.stack([pair // len(points), pair % len(points)], 1)
 
 
 @dataclass(frozen=True)

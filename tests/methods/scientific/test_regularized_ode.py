@@ -1,8 +1,6 @@
 """Tests of wellposed.methods.scientific.regularized_ode."""
 
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -356,19 +354,6 @@ def test_bad_input_is_named():
     ):
         with pytest.raises(ValueError, match=text):
             train_classifiers(x[0], y[0], x[0], y[0], **{**good, **bad})
-
-
-def test_benchmark_runs_and_solvers_agree():
-    """A tiny smoke run; times are not looked at."""
-    pytest.importorskip("torchode")
-    pytest.importorskip("torchdiffeq")
-    file = Path(__file__).parents[3] / "benchmarks" / "regularized_neural_odes.py"
-    spec = importlib.util.spec_from_file_location("bench_ode", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    for tol, row in module.run(batch=3, dim=2, width=4, rounds=1).items():
-        assert all(got["error"] < 300 * tol for got in row.values())
-        assert row["ours"]["forward"] == 1.0
 
 
 def test_constants_are_those_of_the_paper():
