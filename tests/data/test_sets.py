@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from wellposed import data
-from wellposed.data.sources import LocalFolder
+from wellposed.data.sources import LocalFolder, read_plain
 
 BUNDLED = [name for name in data.names() if data.card(name).bundled]
 FETCHED = [name for name in data.names() if not data.card(name).bundled]
@@ -56,7 +56,7 @@ def check_matches_card(dataset: data.Dataset) -> None:
 
 def test_default_sets_are_bundled():
     """What a notebook needs offline is bundled; fails if a set loses its ``Installed`` source."""
-    assert BUNDLED == ["diabetes", "digits", "mnist-5k"]
+    assert BUNDLED == ["diabetes", "digits", "mnist-5k", "photographs"]
     assert FETCHED == ["fashion-mnist", "mnist"]
 
 
@@ -164,7 +164,7 @@ def test_damaged_bundled_file_is_refused(name, tmp_path, monkeypatch):
     """One flipped bit; fails if ``read`` skips the checksum."""
     source = data.card(name).sources[0]
     file = data.card(name).files[0]
-    original = gzip.decompress((source.path() / f"{file.name}.gz").read_bytes())
+    original = read_plain(source.path(), file.name)
     (tmp_path / file.name).write_bytes(spoil(original))
     monkeypatch.setattr(type(source), "path", lambda self: tmp_path)
     command = f"run `pip install --force-reinstall {source.distribution}`"
