@@ -1,0 +1,1 @@
+"""Methods of the chapter: Language models: data, fine-tuning, alignment."""
