@@ -1,0 +1,1 @@
+"""Methods of the chapter: Adversarial examples and certified robustness."""
