@@ -22,7 +22,7 @@ from wellposed.data import DataError
 
 COMMANDS = [
     *("list", "show", "run", "new", "refresh", "check", "build", "serve", "ledger"),
-    *("stability", "assignment", "slides"),
+    *("stability", "pilot", "assignment", "slides"),
     *("data list", "data info", "data fetch"),
 ]
 

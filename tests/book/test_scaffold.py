@@ -204,3 +204,11 @@ def test_the_command_tells_what_it_wrote(root: Path, wellposed: Callable[..., Re
     assert {str(Path(p).relative_to(root)) for p in result.out.splitlines()} == (
         PAPER | SHARED | {"_toc.yml"}
     )
+
+
+def test_the_module_can_have_another_name(root: Path) -> None:
+    written = scaffold(root, SLUG, "", "", "short_name")
+    assert {path.name for path in written} >= {"short_name.py", "test_short_name.py"}
+    assert "short_name" in find_paper(SLUG, root).card_path.read_text()
+    with pytest.raises(UserError, match="module's name"):
+        scaffold(root, "second-paper", CHAPTER, "A second paper", "Not-a-name")

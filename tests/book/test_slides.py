@@ -13,10 +13,11 @@ import sandbox
 from sandbox import Result
 from wellposed.book.card import Card, read_card
 from wellposed.book.digest import digest
+from wellposed.book.errors import UserError
 from wellposed.book.notebook import Notebook, read_notebook
 from wellposed.book.project import find_paper, find_papers
 from wellposed.book.refresh import normalized, notebook_text
-from wellposed.book.slides import FULL, pages, slide_type, slides
+from wellposed.book.slides import FULL, SLIDE_TYPES, pages, proposed, slide_type, slides
 
 PAPERS = find_papers(sandbox.REPOSITORY)
 PARAGRAPH = " ".join(["word"] * (FULL // 2))
@@ -192,3 +193,34 @@ def test_what_is_refused(
     assert refused("slides", "alpha", "--out", ".") == ". is a folder: give the name of a file"
     said = refused("slides", "alpha", "--out", "mine.html/talk.html")
     assert said.startswith("cannot write mine.html/talk.html: ")
+
+
+@pytest.mark.parametrize("slug", ["aggregate-responses", "sinkhorn-newton-sparse"])
+def test_proposed_types_are_what_a_page_needs(slug: str) -> None:
+    """Title, problem, idea, figure with its words, claims; fails if the figure opens a slide."""
+    cells = read_notebook(PAPERS[slug].notebook_path)["cells"]
+    types = proposed(cells)
+    assert types[0] == "slide"
+    assert set(types.values()) <= set(SLIDE_TYPES)
+    for number, kind in types.items():
+        pictures = any("image/png" in o.get("data", {}) for o in cells[number].get("outputs", []))
+        assert (kind == "fragment") == pictures
+    bare = [cell for cell in cells if "## The idea" not in cell["source"]]
+    with pytest.raises(UserError, match="no section 'The idea'"):
+        proposed(bare)
+
+
+def test_tagging_touches_no_result(project: Path, wellposed: Callable[..., Result]) -> None:
+    """Fails if an output or a source changes, or types are replaced without being asked."""
+    path = find_paper("alpha", project).notebook_path
+    path.write_bytes(PAPERS["aggregate-responses"].notebook_path.read_bytes())
+    before = read_notebook(path)
+    result = wellposed("slides", "alpha", "--tag", "--force")
+    assert result.code == 0, result.err
+    after = normalized(read_notebook(path))
+    for old, new in zip(normalized(before)["cells"], after["cells"]):
+        assert old["source"] == new["source"]
+        assert old.get("outputs") == new.get("outputs")
+    again = wellposed("slides", "alpha", "--tag")
+    assert again.code == 2
+    assert "--force" in again.err

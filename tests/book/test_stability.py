@@ -103,3 +103,21 @@ def test_the_command(paper: Paper, wellposed: Callable[..., Result]) -> None:
     assert result.code == 0, result.err
     assert result.out.endswith("2 of 2 verdicts (100%) are the same at 2 other seeds\n")
     assert plan(paper, seed=2, device="cpu").finished() is not None
+
+
+def test_pilots_decide_nothing(paper: Paper, wellposed: Callable[..., Result]) -> None:
+    """All claims at each pilot seed; fails if a record is kept in results/."""
+    result = wellposed("pilot", "alpha", "--seeds", "2")
+    assert result.code == 0, result.err
+    assert "seed 1000" in result.out
+    assert "seed 1001" in result.out
+    assert not paper.record_path("stability").exists()
+    assert plan(paper, seed=1001, device="cpu").finished() is not None
+
+
+def test_a_pilot_has_no_seed_that_may_decide(
+    paper: Paper, wellposed: Callable[..., Result]
+) -> None:
+    result = wellposed("pilot", "alpha", "--first", "3")
+    assert result.code == 2
+    assert "root seeds from 1000 on" in result.err

@@ -386,14 +386,17 @@ def new(
     slug: Slug,
     chapter: Annotated[str, typer.Option(help="Chapter, if the catalog does not list it.")] = "",
     title: Annotated[str, typer.Option(help="Title, if the catalog does not list it.")] = "",
+    module: Annotated[str, typer.Option(help="Name of its module [after the slug].")] = "",
 ) -> None:
     """Write the skeleton of a paper: card, notebook, module and test.
 
     Example: wellposed new train-longer
+
+    Example: wellposed new colide --module dag_noise
     """
     from wellposed.book.scaffold import scaffold
 
-    for path in scaffold(find_root(), slug, chapter, title):
+    for path in scaffold(find_root(), slug, chapter, title, module):
         print(path)
 
 
@@ -544,6 +547,36 @@ def stability(
     print(f"{same} of {total} verdicts ({same / total:.0%}) are the same at {seeds} other seeds")
 
 
+@app.command()
+def pilot(
+    slug: Slug,
+    seeds: Annotated[int, typer.Option(min=1, help="How many root seeds.")] = 3,
+    first: Annotated[int, typer.Option(help="The first root seed, 1000 or more.")] = 1000,
+) -> None:
+    """Run a paper at root seeds that decide nothing, and show every claim at each of them.
+
+    For fixing a design before the paper's own root seed is looked at. Nothing is committed.
+
+    Example: wellposed pilot weight-compander --seeds 2
+    """
+    from wellposed.book.report import BADGES
+    from wellposed.book.stability import pilot as run_pilot
+
+    folder = find_root() / "runs"
+    _writable(folder)
+
+    def run(waiting: "Sequence[Job]") -> "dict[str, str]":
+        return _run_one(waiting[0], None)
+
+    found = run_pilot(find_paper(slug), run, num_seeds=seeds, first=first)
+    table = _table("claim", *(f"seed {seed}" for seed in found))
+    for claims in zip(*(record.claims for record in found.values())):
+        cells = (f"{BADGES[one.verdict]} {one.verdict}\n{one.ours}" for one in claims)
+        table.add_row(claims[0].id, *cells)
+    _console().print(table)
+    print(", ".join(f"seed {seed}: {record.seconds:.1f} s" for seed, record in found.items()))
+
+
 Force = Annotated[bool, typer.Option("--force", help="Write over a file that exists.")]
 
 
@@ -576,6 +609,9 @@ def slides(
     slug: Slug,
     out: Annotated[Path | None, typer.Option(help="The file [SLUG-slides.html].")] = None,
     force: Force = False,
+    tag: Annotated[
+        bool, typer.Option("--tag", help="Choose slide types for the notebook's cells instead.")
+    ] = False,
 ) -> None:
     """Write a paper's slides: one HTML page that opens in any browser, offline too.
 
@@ -583,9 +619,14 @@ def slides(
     and `?print-pdf` behind the address prints them.
 
     Example: wellposed slides sinkhorn-newton-sparse --out talk.html
-    """
-    from wellposed.book.slides import write_slides
 
+    Example: wellposed slides sinkhorn-newton-sparse --tag
+    """
+    from wellposed.book.slides import tag_slides, write_slides
+
+    if tag:
+        print(f"{tag_slides(find_paper(slug), force=force)} cells have a slide type now")
+        return
     print(write_slides(find_paper(slug), out or Path(f"{slug}-slides.html"), force=force))
 
 

@@ -78,7 +78,7 @@ CHAPTER = """\
 """
 
 
-def scaffold(root: Path, slug: str, chapter: str, title: str) -> list[Path]:
+def scaffold(root: Path, slug: str, chapter: str, title: str, module: str = "") -> list[Path]:
     """Write a paper's skeleton.
 
     Args:
@@ -86,13 +86,14 @@ def scaffold(root: Path, slug: str, chapter: str, title: str) -> list[Path]:
         slug: the new paper.
         chapter: its chapter; "" to take the catalog's.
         title: its title; "" to take the catalog's.
+        module: name of its module; "" to take the slug's words.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: a slug that is none, a paper that exists, or one that the catalog does not
-            list and whose chapter or title was not given.
+        UserError: a slug or module name that is none, a paper that exists, or one that the catalog
+            does not list and whose chapter or title was not given.
     """
     if not SLUG.fullmatch(slug):
         raise UserError(f"a slug is lower-case words joined by '-', got {slug!r}")
@@ -100,13 +101,15 @@ def scaffold(root: Path, slug: str, chapter: str, title: str) -> list[Path]:
         raise UserError(f"a slug names a module too and must begin with a letter, got {slug!r}")
     if slug in find_papers(root):
         raise UserError(f"the paper {slug!r} exists already: nothing was written")
+    if module and not (module.isidentifier() and module == module.lower()):
+        raise UserError(f"a module's name is lower-case words joined by '_', got {module!r}")
     place, title = _place(read_catalog(root), slug, chapter, title)
     names = {
         "slug": slug,
         "chapter": place.slug,
         "chapter_title": place.title,
         "folder": place.slug.replace("-", "_"),
-        "module": slug.replace("-", "_"),
+        "module": module or slug.replace("-", "_"),
         "key": slug.replace("-", ""),
         "title": title,
         "quoted": json.dumps(title, ensure_ascii=False),

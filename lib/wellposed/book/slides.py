@@ -16,7 +16,8 @@ from wellposed.book.errors import UserError
 from wellposed.book.files import write_new
 from wellposed.book.notebook import Notebook, read_notebook
 from wellposed.book.project import Paper
-from wellposed.book.refresh import normalized
+from wellposed.book.record import MIME, write_text
+from wellposed.book.refresh import normalized, notebook_text
 from wellposed.book.site import mathjax
 
 SLIDE_TYPES = ("slide", "subslide", "fragment")
@@ -67,6 +68,96 @@ def write_slides(paper: Paper, path: Path, *, force: bool) -> Path:
             f"(metadata slideshow.slide_type: {', '.join(SLIDE_TYPES)})"
         )
     return write_new(path, _page(cells, card.title), force=force)
+
+
+def tag_slides(paper: Paper, *, force: bool) -> int:
+    """Give the cells of an executed notebook the slide types that :func:`proposed` chooses.
+
+    Args:
+        paper: which one.
+        force: also where cells have slide types already; they are replaced.
+
+    Returns:
+        How many cells are on the slides now.
+
+    Raises:
+        UserError: cells have slide types already, or a section is missing.
+    """
+    notebook = read_notebook(paper.notebook_path)
+    cells = notebook["cells"]
+    if any(slide_type(cell) in SLIDE_TYPES for cell in cells) and not force:
+        raise UserError(f"{paper.notebook_path}: cells have slide types already (--force replaces)")
+    types = proposed(cells)
+    for number, cell in enumerate(cells):
+        cell["metadata"].pop("slideshow", None)
+        if number in types:
+            cell["metadata"]["slideshow"] = {"slide_type": types[number]}
+    write_text(paper.notebook_path, notebook_text(normalized(notebook)))
+    return len(types)
+
+
+def proposed(cells: list[Cell]) -> dict[int, str]:
+    """Slide types by the number of the cell: title, problem, idea, key figure with the words before
+    and after it, claims, ablation, exercises, scale.
+
+    Raises:
+        UserError: a section is missing.
+    """
+    begins = {}
+    for number, cell in enumerate(cells):
+        if cell["cell_type"] == "markdown":
+            for heading in re.findall(r"^## (.+)$", cell["source"], re.MULTILINE):
+                begins[heading] = number
+    types = {0: "slide"}
+    try:
+        for heading in ("The problem", "The idea", "The claims", "At scale"):
+            types[begins[heading]] = "slide"
+        spans = {
+            heading: (
+                begins[heading],
+                min((n for n in begins.values() if n > begins[heading]), default=len(cells)),
+            )
+            for heading in ("The key figure", "What changes the result", "The claims")
+        }
+    except KeyError as missing:
+        raise UserError(f"the notebook has no section {missing}") from None
+    first, end = spans.pop("The claims")
+    for number in range(first, end):
+        if _puts_out(cells[number], MIME):
+            types[number] = "slide"
+            types.pop(first, None)
+    for first, end in spans.values():
+        types |= _figure(cells, first, end)
+    exercises = [
+        number
+        for number, cell in enumerate(cells)
+        if cell["cell_type"] == "markdown" and "{exercise}" in cell["source"]
+    ]
+    return types | dict.fromkeys(exercises, "subslide") | dict.fromkeys(exercises[:1], "slide")
+
+
+def _figure(cells: list[Cell], first: int, end: int) -> dict[int, str]:
+    """The first figure of a section (or its first table), what leads to it, and what it means."""
+    shown = [n for n in range(first, end) if _puts_out(cells[n], "image/png")]
+    shown = shown or [n for n in range(first, end) if _puts_out(cells[n], "text/html")]
+    if not shown:
+        return {first: "slide"}
+    figure = shown[0]
+    texts = [n for n in range(first, figure) if cells[n]["cell_type"] == "markdown"]
+    types = {figure: "fragment"}
+    lead = texts[-1] if texts else first
+    if lead == first or len(cells[lead]["source"].split()) > FEW // 2:
+        types[lead] = "slide"
+    else:
+        types |= {first: "slide", lead: "subslide"}
+    after = next((n for n in range(figure + 1, end) if cells[n]["cell_type"] == "markdown"), None)
+    if after is not None and len(cells[after]["source"].split()) <= FULL:
+        types[after] = "subslide"
+    return types
+
+
+def _puts_out(cell: Cell, kind: str) -> bool:
+    return any(kind in output.get("data", {}) for output in cell.get("outputs", []))
 
 
 def slides(notebook: Notebook, card: Card) -> list[Cell]:

@@ -17,6 +17,9 @@ from wellposed.book.runs import Job, plan
 
 NUM_SEEDS = 3
 
+FIRST_PILOT = 1000
+"""Root seeds from here on are for pilots: no committed verdict comes from them."""
+
 Verdicts = dict[str, Verdict]
 
 
@@ -120,6 +123,42 @@ def measure(
         )
         write_json(paper.record_path("stability"), stability.model_dump(mode="json"))
         found.append(stability)
+    return found
+
+
+def pilot(
+    paper: Paper,
+    run: Callable[[Sequence[Job]], Mapping[str, str]],
+    *,
+    num_seeds: int = NUM_SEEDS,
+    first: int = FIRST_PILOT,
+) -> dict[int, RunRecord]:
+    """Run a paper at root seeds that decide nothing, to fix its design before its own is looked at.
+
+    Args:
+        paper: which one; it needs no committed result.
+        run: runs jobs that are not finished; returns why any failed.
+        num_seeds: how many root seeds, at least 1.
+        first: the first of them, at least `FIRST_PILOT`.
+
+    Returns:
+        The records by root seed; nothing is kept in results/.
+
+    Raises:
+        UserError: `first` is a seed that may decide.
+        RunError: a run failed.
+    """
+    if first < FIRST_PILOT:
+        raise UserError(f"--first {first}: pilots have root seeds from {FIRST_PILOT} on")
+    found = {}
+    for seed in range(first, first + num_seeds):
+        job = plan(paper, seed=seed, device="cpu")
+        failed = run([job]) if job.finished() is None else {}
+        for slug, reason in failed.items():
+            raise RunError(f"{slug} at seed {seed}: {reason}")
+        record = job.finished()
+        assert record is not None
+        found[seed] = record
     return found
 
 
