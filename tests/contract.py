@@ -7,6 +7,12 @@ from typing import Any
 import torch
 
 
+def sizes(g: torch.Generator, count: int, *, least: int = 1, most: int = 8) -> list[int]:
+    """So many random sizes: a case that draws them is run on another shape each time."""
+    drawn: list[int] = torch.randint(least, most + 1, (count,), generator=g).tolist()
+    return drawn
+
+
 @dataclass(frozen=True)
 class Case:
     """How to call a public name on a small problem.
@@ -19,6 +25,8 @@ class Case:
         keeps_dtype: whether floating outputs must have the dtype of the inputs.
         dtypes: the floating dtypes to try.
         on_device: whether the case also runs on a GPU where there is one, with the same value.
+        nan_means: what a NaN in the answer says, where the docstring promises one; then the sweep
+            over hostile numbers lets it pass.
     """
 
     inputs: Callable[[torch.Generator], tuple[Any, ...]]
@@ -26,3 +34,4 @@ class Case:
     keeps_dtype: bool = True
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
     on_device: bool = True
+    nan_means: str = ""

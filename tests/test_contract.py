@@ -1,4 +1,4 @@
-"""A sweep over every public name of every method: dtype, purity, determinism, devices."""
+"""A sweep over every public name of methods and shared layers: dtype, purity, determinism."""
 
 import copy
 import dataclasses
@@ -16,10 +16,16 @@ import torch
 from torch import Tensor
 
 from contract import Case
-from wellposed import methods
+from wellposed import methods, nets, ops, train
 
 TESTS = Path(__file__).parent
 SEED = 20
+OPS, NETS = "linear_classifiers quantize super_resolution", "mixed sequence superres"
+WITHOUT_CASES = {  # new: they get cases with the papers that they are for
+    f"wellposed.{layer}.{name}"
+    for layer, names in (("ops", OPS), ("nets", NETS))
+    for name in names.split()
+}
 
 
 def method_modules() -> list[str]:
@@ -28,16 +34,28 @@ def method_modules() -> list[str]:
     return sorted(module.name for module in found if not module.ispkg)
 
 
+def shared_modules() -> list[str]:
+    """The modules of the layers that papers share; `train` offers its names as a whole."""
+    found = [
+        package.__name__ + "." + module.name
+        for package in (ops, nets)
+        for module in pkgutil.iter_modules(package.__path__)
+    ]
+    return sorted({*found, train.__name__} - WITHOUT_CASES)
+
+
 def cases_of(name: str) -> dict[str, Case]:
-    """The small cases that a paper's test module brings."""
-    chapter, module = name.split(".")[2:]
-    path = TESTS / "methods" / chapter / f"test_{module}.py"
-    spec = importlib.util.spec_from_file_location(f"cases_{chapter}_{module}", path)
+    """The small cases that the test module of a module brings."""
+    *folder, module = name.split(".")[1:]
+    path = TESTS.joinpath(*(folder or [module]), f"test_{module}.py")
+    if not path.is_file():
+        return {}
+    spec = importlib.util.spec_from_file_location(f"cases_{'_'.join(folder)}_{module}", path)
     assert spec is not None
-    assert spec.loader is not None, f"{path} is missing"
+    assert spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
-    cases: dict[str, Case] = loaded.CASES
+    cases: dict[str, Case] = getattr(loaded, "CASES", {})
     return cases
 
 
@@ -53,8 +71,10 @@ def public_names(module: ModuleType) -> set[str]:
     return names
 
 
-MODULES = method_modules()
+MODULES, SHARED = method_modules(), shared_modules()
 CASES = {(m, name): case for m in MODULES for name, case in cases_of(m).items()}
+SHARED_CASES = {(m, name): case for m in SHARED for name, case in cases_of(m).items()}
+ALL = CASES | SHARED_CASES
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -94,18 +114,20 @@ def run(case: Case, dtype: torch.dtype, device: str = "cpu") -> tuple[list[Tenso
     return outputs, inputs
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", [*MODULES, *SHARED])
 def test_every_public_name_has_a_case(name: str) -> None:
     module = importlib.import_module(name)
     assert set(cases_of(name)) == public_names(module)
     assert module.__doc__
-    assert "Departures" in module.__doc__, "the docstring says where it departs from the paper"
+    assert name in SHARED or "Departures" in module.__doc__, (
+        "the docstring says where it departs from the paper"
+    )
 
 
-@pytest.mark.parametrize("key", CASES, ids=lambda key: f"{key[0].split('.')[-1]}.{key[1]}")
+@pytest.mark.parametrize("key", ALL, ids=lambda key: f"{key[0].split('.')[-1]}.{key[1]}")
 def test_contract(key: tuple[str, str]) -> None:
     """Inputs unharmed, dtype kept, the same answer twice."""
-    case = CASES[key]
+    case = ALL[key]
     for dtype in case.dtypes:
         first, _ = run(case, dtype)
         second, _ = run(case, dtype)
@@ -117,9 +139,9 @@ def test_contract(key: tuple[str, str]) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("key", CASES, ids=lambda key: f"{key[0].split('.')[-1]}.{key[1]}")
+@pytest.mark.parametrize("key", ALL, ids=lambda key: f"{key[0].split('.')[-1]}.{key[1]}")
 def test_same_on_a_gpu(key: tuple[str, str]) -> None:
-    case = CASES[key]
+    case = ALL[key]
     if not case.on_device:
         pytest.skip("the case is for the CPU alone")
     dtype = case.dtypes[-1]

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from contract import Case, sizes
 from wellposed.nets import MLP, Stacked
 from wellposed.nets.columns import columns, stacked_forward
 from wellposed.train import seeded
@@ -99,3 +100,30 @@ def test_batch_normalization_without_statistics_goes_the_plain_way():
 
     stack, x = _stack(build), torch.randn(3, 7, 6, dtype=torch.float64)
     torch.testing.assert_close(stacked_forward(stack, x), stack(x))
+
+
+def _pair(x):
+    with seeded(0):
+        nets = [nn.Sequential(nn.Linear(x.shape[-1], 3), nn.ReLU()) for _ in range(2)]
+    return Stacked(nets).to(x)
+
+
+def _columns(x):
+    stack = _pair(x)
+    own = {name: stack.get_parameter(own) for name, own in stack.names().items()}
+    return columns(stack.template, own, x.mT)
+
+
+def _slices(g):
+    return (torch.randn(2, *sizes(g, 2), generator=g),)
+
+
+CASES = {
+    "columns": Case(_slices, _columns),
+    "stacked_forward": Case(_slices, lambda x: stacked_forward(_pair(x), x)),
+}
+
+
+def test_slices_of_other_networks_are_refused():
+    with pytest.raises(ValueError, match="2 slices"):
+        stacked_forward(_pair(torch.zeros(2, 3, 4)), torch.zeros(3, 3, 4))

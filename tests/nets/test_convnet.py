@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from contract import Case, sizes
 from wellposed.nets.convnet import ConvNet, prune_filters
 from wellposed.nets.deployed import Deployed, MaskPredictor, fastest_seconds
 from wellposed.train import generator, seeded
@@ -86,3 +87,22 @@ def test_fastest_seconds_orders_functions():
     assert len(times) == 2
     assert len(calls) == 4
     assert min(times) >= 0.0
+
+
+def _convnet(x):
+    with seeded(0):
+        return ConvNet(x.shape[1], [4, 6], 3, strides=[2, 1]).to(x).eval()
+
+
+def _pictures(g):
+    n, channels, side = sizes(g, 3, least=2)
+    return (torch.randn(n, channels, side, side, generator=g),)
+
+
+CASES = {
+    "ConvNet": Case(_pictures, lambda x: _convnet(x)(x)),
+    "prune_filters": Case(
+        _pictures,
+        lambda x: prune_filters(_convnet(x), [torch.tensor([0, 2], device=x.device)] * 2)(x),
+    ),
+}

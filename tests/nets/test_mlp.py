@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from contract import Case, sizes
 from wellposed.nets import MLP
 from wellposed.train import seeded
 
@@ -38,3 +39,11 @@ def test_the_activation_can_be_chosen() -> None:
 def test_bad_sizes_are_named(sizes: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="sizes must be at least two positive widths"):
         MLP(sizes)
+
+
+def _mlp(x):
+    with seeded(0):
+        return MLP((x.shape[1], 4, 3)).to(x)(x)
+
+
+CASES = {"MLP": Case(lambda g: (torch.randn(*sizes(g, 2), generator=g),), _mlp)}

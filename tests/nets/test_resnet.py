@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from contract import Case, sizes
 from wellposed.nets import Stacked
 from wellposed.nets.resnet import ResNet
 from wellposed.train import seeded
@@ -51,3 +52,16 @@ def test_dropout_is_used_in_training_only():
 def test_refuses(wrong):
     with pytest.raises(ValueError, match=r"must be at least 1, dropout in \[0, 1\)"):
         ResNet(1, 10, **wrong)
+
+
+def _resnet(x):
+    with seeded(0):
+        return ResNet(x.shape[1], 3, width=2, blocks=(1, 1)).to(x).eval()(x)
+
+
+def _pictures(g):
+    n, channels, side = sizes(g, 3, least=2)
+    return (torch.randn(n, channels, side, side, generator=g),)
+
+
+CASES = {"ResNet": Case(_pictures, _resnet)}

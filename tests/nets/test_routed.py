@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from contract import Case, sizes
 from wellposed.nets import RoutedExperts
 from wellposed.ops.dispatch import Dispatch, expert_choice, token_choice
 
@@ -61,3 +62,13 @@ def test_networks_and_seeds_differ():
     assert not torch.equal(_net(seed=1).stem, net.stem)
     with pytest.raises(ValueError, match="must be >= 1"):
         RoutedExperts(1, 3, 0, 5, 6, 7, generator=torch.Generator())
+
+
+def _routed(x):
+    net = RoutedExperts(
+        len(x), x.shape[2], 2, 4, 3, 3, generator=torch.Generator().manual_seed(0)
+    ).to(x)
+    return net(x, lambda gates: expert_choice(gates, 1))
+
+
+CASES = {"RoutedExperts": Case(lambda g: (torch.randn(*sizes(g, 3), generator=g),), _routed)}

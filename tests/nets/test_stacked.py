@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from contract import Case, sizes
 from wellposed.nets import MLP, Stacked
 from wellposed.train import seeded
 
@@ -80,3 +81,12 @@ def test_refuses_nothing_and_mixtures():
         Stacked([])
     with pytest.raises(ValueError, match="same architecture"):
         Stacked([MLP((2, 3)), MLP((2, 4))])
+
+
+def _stack(x):
+    with seeded(0):
+        nets = [MLP((x.shape[2], 4, 3)) for _ in x] or [MLP((1, 1))]
+    return Stacked(nets).to(x)(x)
+
+
+CASES = {"Stacked": Case(lambda g: (torch.randn(*sizes(g, 3), generator=g),), _stack)}

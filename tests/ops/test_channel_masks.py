@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from contract import Case, sizes
 from wellposed.ops.channel_masks import (
+    check_lists,
     conv_macs,
+    flops_reduction,
     mask_statistics,
     match_widths,
     shuffle_masks,
@@ -66,3 +69,34 @@ def test_bad_input():
         shuffle_masks([torch.ones(3)], generator=generator(0))
     with pytest.raises(ValueError, match="masks must be one"):
         match_widths(masks(), LAYERS[:1])
+
+
+TABLE = [(1, 4, 3, 4, 4), (4, 6, 3, 2, 2)]
+
+
+def _masks(g):
+    """Random masks over the filters of two layers, for any number of images."""
+    (n,) = sizes(g, 1)
+    return tuple((torch.rand(n, layer[1], generator=g) > 0.4).float() for layer in TABLE)
+
+
+CASES = {
+    "check_lists": Case(_masks, lambda a, b: check_lists("a", "b", [a, b], [a + 1, b + 1])),
+    "conv_macs": Case(_masks, lambda a, b: conv_macs([a, b], TABLE)),
+    "flops_reduction": Case(_masks, lambda a, b: flops_reduction([a, b], TABLE)),
+    "mask_statistics": Case(_masks, lambda a, b: mask_statistics([a], [a.flip(0)])),
+    "match_widths": Case(_masks, lambda a, b: torch.tensor(match_widths([a, b], TABLE))),
+    "shuffle_masks": Case(
+        _masks, lambda a, b: shuffle_masks([a, b], generator=generator(0)), on_device=False
+    ),
+}
+
+
+def test_masks_of_other_or_no_images_are_refused():
+    a, b = torch.ones(2, 4), torch.ones(3, 6)
+    with pytest.raises(ValueError, match="n the same"):
+        conv_macs([a, b], TABLE)
+    with pytest.raises(ValueError, match="n >= 1"):
+        mask_statistics([a[:0]], [a[:0]])
+    with pytest.raises(ValueError, match="at least one sample"):
+        match_widths([a[:0], b[:0]], TABLE)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from contract import Case, sizes
 from wellposed.ops.confidence import (
     aurc,
     confidence_scores,
@@ -204,3 +205,36 @@ def test_bad_constants():
         fit_temperature(good, labels, steps=0)
     with pytest.raises(ValueError, match=r"logits must have shape \(r, n, c\)"):
         confidence_scores(good, labels)
+
+
+def _outputs(g):
+    """Outputs and labels of any number of examples and classes."""
+    n, c = sizes(g, 2, least=2)
+    return torch.randn(n, c, generator=g), torch.randint(c, (n,), generator=g)
+
+
+def _probs(g):
+    z, y = _outputs(g)
+    return z.softmax(1), y
+
+
+CASES = {
+    "aurc": Case(_probs, lambda p, y: torch.tensor(aurc(p, y)), keeps_dtype=False),
+    "confidence_scores": Case(
+        _outputs, lambda z, y: confidence_scores(z[None], y[None]), keeps_dtype=False
+    ),
+    "eaurc": Case(_probs, lambda p, y: torch.tensor(eaurc(p, y)), keeps_dtype=False),
+    "expected_calibration_error": Case(
+        _probs, lambda p, y: torch.tensor(expected_calibration_error(p, y)), keeps_dtype=False
+    ),
+    "fit_temperature": Case(
+        _outputs, lambda z, y: torch.tensor(fit_temperature(z, y)), keeps_dtype=False
+    ),
+    "reliability": Case(_probs, reliability, nan_means="an empty bin"),
+    "risk_coverage": Case(_probs, risk_coverage),
+}
+
+
+def test_scores_of_no_classifier_are_refused():
+    with pytest.raises(ValueError, match="r >= 1"):
+        confidence_scores(torch.zeros(0, 3, 2), torch.zeros(0, 3, dtype=torch.int64))

@@ -3,11 +3,16 @@
 import pytest
 import torch
 
+from contract import Case, sizes
 from wellposed.ops.curvature import (
     BlockPartition,
     DenseBound,
     GramBound,
+    as_bound,
+    check_blocks,
     diagonal_gain,
+    divide_or_zero,
+    hard_threshold_block,
     solve_semidefinite,
 )
 
@@ -90,3 +95,26 @@ def test_partition_pads_without_harm():
         torch.testing.assert_close(partition.lipschitz()[i], torch.linalg.eigvalsh(hb)[-1])
         score = partition.scores(gradient, "gsq", gradient)[i]
         torch.testing.assert_close(score, gradient[b] @ torch.linalg.solve(hb, gradient[b]))
+
+
+def _system(g):
+    """A positive semidefinite matrix of any size and rank, and two vectors."""
+    n, rank = sizes(g, 2)
+    a = torch.randn(rank, n, generator=g)
+    return a.T @ a, a.T @ torch.randn(rank, generator=g), torch.rand(n, generator=g)
+
+
+CASES = {
+    "as_bound": Case(_system, lambda h, b, x: as_bound(h, len(b))),
+    "check_blocks": Case(
+        lambda g: (torch.randperm(6, generator=g),), lambda i: check_blocks(i.split(2), 6)
+    ),
+    "diagonal_gain": Case(
+        _system, lambda h, b, x: (diagonal_gain(b, x), diagonal_gain(b, x, x.clone()))
+    ),
+    "divide_or_zero": Case(_system, lambda h, b, x: divide_or_zero(b, x)),
+    "hard_threshold_block": Case(
+        _system, lambda h, b, x: hard_threshold_block(b, 1, DenseBound(h), 0.1, 3)
+    ),
+    "solve_semidefinite": Case(_system, lambda h, b, x: solve_semidefinite(h, b)),
+}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from contract import Case, sizes
 from wellposed.ops.dispatch import expert_choice, plan_choice, token_choice
 
 
@@ -52,3 +53,15 @@ def test_bad_input(choose):
         choose(_scores(), 13)
     with pytest.raises(ValueError, match="tokens and experts must be two axes"):
         choose(torch.ones(3), 1)
+
+
+def _gates(g):
+    s, m, n = sizes(g, 3, least=2)
+    return (torch.rand(s, m, n, generator=g),)
+
+
+CASES = {
+    "expert_choice": Case(_gates, lambda x: expert_choice(x, 2)),
+    "plan_choice": Case(_gates, lambda x: plan_choice(x, 2)),
+    "token_choice": Case(_gates, lambda x: token_choice(x, 2)),
+}

@@ -4,6 +4,7 @@ import networkx as nx
 import pytest
 import torch
 
+from contract import Case, sizes
 from wellposed.ops.graph import (
     ForestPlan,
     forest_block,
@@ -11,6 +12,7 @@ from wellposed.ops.graph import (
     label_propagation,
     lattice_edges,
     nearest_neighbor_edges,
+    restrict_to_block,
     solve_forest,
 )
 
@@ -199,3 +201,46 @@ def test_edges_of_lattices_and_neighbors():
 def test_bad_input(call, text):
     with pytest.raises(ValueError, match=text):
         call()
+
+
+def _tree(g):
+    """A random tree over any number of nodes: edges, weights, a diagonal, a right-hand side."""
+    (n,) = sizes(g, 1, least=2)
+    parents = torch.stack([torch.randint(i, (), generator=g) for i in range(1, n)])
+    weights, rhs = torch.rand(n - 1, generator=g), torch.randn(n, generator=g)
+    return torch.stack([parents, torch.arange(1, n)], 1), weights, torch.full((n,), 2.0 * n), rhs
+
+
+def _neighbors(edges):
+    lists = [[] for _ in range(len(edges) + 1)]
+    for i, j in edges.tolist():
+        lists[i].append(j)
+        lists[j].append(i)
+    return lists
+
+
+CASES = {
+    "forest_block": Case(
+        _tree, lambda e, w, d, r: forest_block(torch.arange(len(e) + 1), _neighbors(e))
+    ),
+    "forest_partition": Case(
+        _tree, lambda e, w, d, r: forest_partition(torch.arange(len(e) + 1), _neighbors(e))
+    ),
+    "label_propagation": Case(
+        _tree, lambda e, w, d, r: label_propagation(e, w, r, torch.arange(len(r)).to(e.device) == 0)
+    ),
+    "lattice_edges": Case(lambda g: tuple(sizes(g, 1)), lattice_edges),
+    "nearest_neighbor_edges": Case(
+        lambda g: (torch.randn(*sizes(g, 2, least=2), generator=g),),
+        lambda x: nearest_neighbor_edges(x, 1),
+    ),
+    "restrict_to_block": Case(
+        _tree, lambda e, w, d, r: restrict_to_block(e[:1, 1], e, len(e) + 1)[:2]
+    ),
+    "solve_forest": Case(_tree, lambda e, w, d, r: solve_forest(d, e, w, r)),
+}
+
+
+def test_a_singular_forest_is_refused():
+    with pytest.raises(ValueError, match="positive definite"):
+        solve_forest(torch.zeros(2), torch.tensor([[0, 1]]), torch.zeros(1), torch.ones(2) * 0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from contract import Case, sizes
 from wellposed.ops.hessian import (
     hessian_trace,
     hessian_vector_product,
@@ -330,3 +331,46 @@ def test_same_on_a_gpu():
     assert here.device.type == "cpu"
     found = top_eigenvalue(lambda: (x**3).sum(), [x], generator=_generator())
     assert found.value.item() == pytest.approx(18.0)
+
+
+def _quartic(x):
+    """Parameters at x, and a loss of them."""
+    leaf = x.clone().requires_grad_()
+    return [leaf], lambda: (leaf**4).sum() + leaf.sum().square()
+
+
+def _vectors(g):
+    (n,) = sizes(g, 1)
+    return torch.randn(n, generator=g), torch.randn(n, generator=g)
+
+
+def _gen():
+    return torch.Generator().manual_seed(0)
+
+
+def _hessian(call):
+    def run(x):
+        parameters, loss = _quartic(x)
+        return call(loss, parameters)
+
+    return Case(lambda g: _vectors(g)[:1], run)
+
+
+def _linear(x):
+    net = nn.Sequential(nn.Linear(x.shape[1], 1), nn.Flatten(0)).to(x)
+    nn.init.ones_(net[0].weight), nn.init.zeros_(net[0].bias)
+    return per_sample_jacobian(net, x)
+
+
+CASES = {
+    "hessian_trace": _hessian(lambda loss, p: hessian_trace(loss, p, probes=3, generator=_gen())),
+    "hessian_vector_product": Case(
+        _vectors, lambda x, v: hessian_vector_product(*_quartic(x)[::-1], v)
+    ),
+    "lanczos": Case(
+        lambda g: (torch.randn(*sizes(g, 1), 2, generator=g),),
+        lambda both: lanczos(lambda u: both[:, 0] * u, both[:, 1], max_iter=20),
+    ),
+    "per_sample_jacobian": Case(lambda g: (torch.randn(*sizes(g, 2), generator=g),), _linear),
+    "top_eigenvalue": _hessian(lambda loss, p: top_eigenvalue(loss, p, generator=_gen())),
+}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from contract import Case, sizes
 from wellposed.ops.lasso import lasso
 
 F64 = torch.float64
@@ -92,3 +93,28 @@ def test_bad_input():
         lasso(A * float("inf"), b, 0.1)
     with pytest.raises(ValueError, match="alpha must be positive"):
         lasso(A, b, -1.0)
+
+
+def _regression(g):
+    b, n, p = sizes(g, 3)
+    return torch.randn(b, n, p, generator=g), torch.randn(b, n, generator=g)
+
+
+CASES = {"lasso": Case(_regression, lambda A, b: lasso(A, b, 0.2))}
+
+
+def test_large_errors_are_solved_to_their_rounding():
+    """A gap of 1e-6 cannot be seen beside a squared error of 1e20; fails if it is asked for."""
+    A, b = _problem(2)
+    found = lasso(A, 1e10 * b, 1e10 * 0.1)
+    torch.testing.assert_close(found, 1e10 * lasso(A, b, 0.1), rtol=1e-3, atol=1e6)
+
+
+def test_hopeless_problems_end_early():
+    """One huge entry makes steps of nothing; fails if all steps are taken."""
+    A, b = _problem(3)
+    A[0, 0] = 1e100
+    with pytest.warns(RuntimeWarning, match="lasso stopped after 2000 steps"):
+        lasso(A, b, 0.1)
+    with pytest.raises(ValueError, match="not empty"):
+        lasso(A[:, :0], b, 0.1)

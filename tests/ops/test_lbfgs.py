@@ -4,6 +4,7 @@ import pytest
 import scipy.optimize
 import torch
 
+from contract import Case, sizes
 from wellposed.ops.lbfgs import minimize_lbfgs
 
 F64 = torch.float64
@@ -111,3 +112,19 @@ def test_bad_input(options, text):
     arguments = {"x": torch.zeros(1, 2), **options}
     with pytest.raises(ValueError, match=text):
         minimize_lbfgs(lambda x: (x.sum(-1), x), **arguments)
+
+
+def _bowl(both):
+    """Minimize a convex function with another center in each problem."""
+    x, center = both.unbind(-1)
+    gap = lambda z: z - center  # noqa: E731
+    value = lambda z: gap(z).square().sum(-1) / 2 + (1 + gap(z).square()).log().sum(-1)  # noqa: E731
+    slope = lambda z: gap(z) + 2 * gap(z) / (1 + gap(z).square())  # noqa: E731
+    return minimize_lbfgs(lambda z: (value(z), slope(z)), x, max_iter=40)
+
+
+def _starts(g):
+    return (torch.randn(*sizes(g, 2), 2, generator=g),)
+
+
+CASES = {"minimize_lbfgs": Case(_starts, _bowl)}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from contract import Case, sizes
 from wellposed.ops.multitask import TaskStatistics, fit_head, fit_statistics, task_statistics
 
 F64 = torch.float64
@@ -154,3 +155,29 @@ def test_bad_input():
         task_statistics(inputs, targets[:2])
     with pytest.raises(ValueError, match="must fit"):
         fit_head(inputs[0], targets[0], torch.ones(4, 2, dtype=F64))
+
+
+def _tasks(g):
+    """Inputs and targets of any number of tasks."""
+    m, n, d = sizes(g, 3, least=2)
+    return torch.randn(m, n, d, generator=g), torch.randn(m, n, generator=g)
+
+
+def _statistics(x, y):
+    return task_statistics(list(x), list(y))
+
+
+CASES = {
+    "fit_head": Case(_tasks, lambda x, y: fit_head(x, y, torch.eye(x.shape[-1])[:, :2].to(x))),
+    "fit_statistics": Case(_tasks, lambda x, y: fit_statistics(_statistics(x, y), 1, steps=20)),
+    "task_statistics": Case(_tasks, _statistics),
+}
+
+
+def test_the_start_at_any_scale():
+    """Fails if products of huge numbers overflow before the eigenvalue solver sees them."""
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(3, 9, 4, generator=g), torch.randn(3, 9, generator=g)
+    fits = [fit_statistics(task_statistics(list(x), list(s * y)), 2) for s in (1.0, 1e15)]
+    flat = [fit.basis @ fit.basis.mT for fit in fits]
+    torch.testing.assert_close(flat[1], flat[0], rtol=1e-3, atol=1e-3)

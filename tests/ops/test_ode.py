@@ -5,7 +5,17 @@ import math
 import pytest
 import torch
 
-from wellposed.ops.ode import ERROR, NODES, STAGES, Stepper, odeint, odeint_rows, row_norm
+from contract import Case, sizes
+from wellposed.ops.ode import (
+    ERROR,
+    NODES,
+    STAGES,
+    Stepper,
+    check_interval,
+    odeint,
+    odeint_rows,
+    row_norm,
+)
 
 F64 = torch.float64
 
@@ -223,3 +233,22 @@ def test_bad_input(solve, change, error, text):
 def test_rows_need_two_axes():
     with pytest.raises(ValueError, match=r"y0 must be \(rows, ...\)"):
         odeint_rows(lambda t, y: y, torch.ones(3, dtype=F64))
+
+
+def _state(g):
+    return (torch.randn(sizes(g, 2), generator=g),)
+
+
+CASES = {
+    "check_interval": Case(lambda g: (), lambda: check_interval(1e-3, 1e-3, 5)),
+    "odeint": Case(_state, lambda y: odeint(lambda t, z: -z, y, rtol=1e-3, atol=1e-3)),
+    "odeint_rows": Case(
+        _state, lambda y: odeint_rows(lambda t, z: z.sin(), y, rtol=1e-3, atol=1e-3)
+    ),
+    "row_norm": Case(_state, lambda y: (row_norm(y, True), row_norm(y, False))),
+}
+
+
+def test_nothing_has_no_norm():
+    with pytest.raises(ValueError, match="not be empty"):
+        row_norm(torch.zeros(0, 3), True)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from contract import Case, sizes
 from wellposed.ops.ridge import ridge_leave_one_out
 
 F64 = torch.float64
@@ -37,3 +38,15 @@ def test_bad_input():
         ridge_leave_one_out(torch.ones(3, 2), torch.ones(2), [1.0])
     with pytest.raises(ValueError, match="ridges must be positive"):
         ridge_leave_one_out(torch.ones(3, 2), torch.ones(3), [0.0])
+
+
+def _regression(g):
+    b, n, d = sizes(g, 3)
+    return torch.randn(b, n, d, generator=g), torch.randn(b, n, generator=g)
+
+
+CASES = {
+    "ridge_leave_one_out": Case(
+        _regression, lambda x, y: ridge_leave_one_out(x, y, [1e-3, 0.1, 10.0])
+    )
+}

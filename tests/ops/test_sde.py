@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from contract import Case, sizes
 from wellposed.ops import sde
 from wellposed.ops.sde import brownian_path, sdeint_rows
 
@@ -164,3 +165,21 @@ def test_bad_input():
     torch.testing.assert_close(two.values[:, 1:], one.values)
     long = brownian_path((1, 4000), generator=g.manual_seed(1), length=4.0)
     assert float(long.values[-1].var()) == pytest.approx(4, rel=0.15)
+
+
+def _driven(y):
+    """Geometric Brownian motion from y."""
+    g = torch.Generator().manual_seed(0)
+    path = brownian_path(tuple(y.shape), generator=g, cells=32, like=y)
+    return sdeint_rows(lambda t, z: -z, lambda t, z: 0.1 * z, y, path)
+
+
+CASES = {
+    "brownian_path": Case(
+        lambda g: (torch.zeros(sizes(g, 2)),),
+        lambda y: brownian_path(
+            tuple(y.shape), generator=torch.Generator().manual_seed(0), cells=4, like=y
+        ),
+    ),
+    "sdeint_rows": Case(lambda g: (torch.randn(sizes(g, 2), generator=g),), _driven),
+}

@@ -6,6 +6,7 @@ import pytest
 import scipy.optimize
 import torch
 
+from contract import Case, sizes
 from wellposed.ops.simplex import project_simplex, project_sparse_simplex, simplex_threshold
 
 F64 = torch.float64
@@ -109,3 +110,16 @@ def test_bad_input():
         project_sparse_simplex(x, 1, torch.ones(2))
     with pytest.raises(ValueError, match="at least one entry along dim"):
         project_simplex(torch.ones(3, 0))
+
+
+def _rows(g):
+    """Rows in descending order, and a total for each."""
+    n, k = sizes(g, 2)
+    return torch.randn(n, k, generator=g).sort(descending=True).values, torch.rand(n, generator=g)
+
+
+CASES = {
+    "project_simplex": Case(_rows, project_simplex),
+    "project_sparse_simplex": Case(_rows, lambda x, z: project_sparse_simplex(x, 2, z)),
+    "simplex_threshold": Case(_rows, simplex_threshold),
+}

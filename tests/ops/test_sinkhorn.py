@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from contract import Case, sizes
 from wellposed.ops.sinkhorn import (
     check_marginals,
     log_sweep,
@@ -231,3 +232,30 @@ def test_masses_may_differ_by_rounding_only():
     check_marginals(log_kernel, r, c * (1 + 1e-12))
     with pytest.raises(ValueError, match="equal mass"):
         check_marginals(log_kernel, r, c * (1 + 1e-6))
+
+
+def _random_problem(g):
+    """Kernel and marginals of any shape."""
+    n, m = sizes(g, 2)
+    r, c = (torch.rand(k, generator=g, dtype=torch.float64) + 0.1 for k in (n, m))
+    return torch.randn(n, m, generator=g, dtype=torch.float64), r / r.sum(), c / c.sum()
+
+
+CASES = {
+    "check_marginals": Case(_random_problem, check_marginals),
+    "log_sweep": Case(
+        _random_problem, lambda k, r, c: log_sweep(k, r.log(), c.log(), 0 * r, 0 * c)
+    ),
+    "marginal_error": Case(_random_problem, lambda k, r, c: marginal_error(k.exp(), r, c)),
+    "scale_kernel": Case(_random_problem, scale_kernel),
+    "sinkhorn_scaling": Case(
+        _random_problem, lambda k, r, c: sinkhorn_scaling(k, r, c, max_iter=30)
+    ),
+}
+
+
+def test_a_sweep_over_forbidden_pairs_alone():
+    """Fails if minus infinity is subtracted from itself."""
+    zero = torch.zeros(2)
+    for part in log_sweep(torch.full((2, 2), -torch.inf), zero, zero, zero, zero):
+        assert not part.isnan().any()

@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from wellposed.train import accuracy, generator, minibatches, pick_device, seeded, spawn_seeds
+from contract import Case, sizes
+from wellposed.train import (
+    StackedAdam,
+    StackedSGD,
+    accuracy,
+    generator,
+    minibatches,
+    pick_device,
+    seeded,
+    spawn_seeds,
+)
 
 
 def test_pick_device_takes_three_words() -> None:
@@ -77,3 +87,43 @@ def test_accuracy_counts_and_keeps_leading_axes() -> None:
     assert accuracy(logits, target).tolist() == pytest.approx(expected)
     with pytest.raises(ValueError, match="target must have the shape"):
         accuracy(logits, target[0])
+
+
+def _stepped(kind, w, grad, **options):
+    """A parameter after two steps along the same gradient."""
+    p = w.clone().requires_grad_()
+    optimizer = kind([p], lr=0.1, **options)
+    for _ in range(2):
+        p.grad = grad.clone()
+        optimizer.step()
+    return p.detach()
+
+
+def _weights(g):
+    """Weights and a gradient of any shape, in one tensor."""
+    return (torch.randn(*sizes(g, 2), 2, generator=g),)
+
+
+def _drawn_in(seed):
+    with seeded(seed):
+        return torch.rand(3)
+
+
+CASES = {
+    "StackedAdam": Case(_weights, lambda both: _stepped(StackedAdam, *both.unbind(-1))),
+    "StackedSGD": Case(_weights, lambda both: _stepped(StackedSGD, *both.unbind(-1), momentum=0.9)),
+    "accuracy": Case(
+        lambda g: (torch.randn(3, 5, 4, generator=g), torch.randint(4, (3, 5), generator=g)),
+        accuracy,
+        keeps_dtype=False,
+    ),
+    "generator": Case(
+        lambda g: (), lambda: torch.rand(3, generator=generator(0)), keeps_dtype=False
+    ),
+    "minibatches": Case(
+        lambda g: tuple(sizes(g, 2)), lambda n, b: list(minibatches(n, b, generator(0)))
+    ),
+    "pick_device": Case(lambda g: (), lambda: pick_device("cpu").type),
+    "seeded": Case(lambda g: tuple(sizes(g, 1)), _drawn_in, keeps_dtype=False),
+    "spawn_seeds": Case(lambda g: tuple(sizes(g, 2)), spawn_seeds),
+}

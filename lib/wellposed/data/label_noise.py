@@ -16,6 +16,7 @@ from torch import Tensor
 __all__ = [
     "NoisyTask",
     "asymmetric_noise",
+    "check_tasks",
     "memorization_stats",
     "noisy_split",
     "outcome_shares",
@@ -41,6 +42,17 @@ class NoisyTask:
     noisy_val: Tensor
     x_test: Tensor
     y_test: Tensor
+
+
+PARTS = (("x", "noisy", "clean"), ("x_val", "noisy_val"), ("x_test", "y_test"))  # of a task
+
+
+def check_tasks(tasks: Sequence[NoisyTask]) -> None:
+    """Raise ValueError unless the inputs and labels of each part pair up, and none is empty."""
+    for task in tasks:
+        lengths = [[len(vars(task)[name]) for name in part] for part in PARTS]
+        if any(len(set(part)) > 1 or part[0] == 0 for part in lengths):
+            raise ValueError(f"tasks must have parts of one length each, not 0, got {lengths}")
 
 
 def _check_labels(labels: Tensor, num_classes: int, rate: float) -> None:

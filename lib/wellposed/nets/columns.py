@@ -12,6 +12,8 @@ from torch.nn.utils import parametrize
 from wellposed.nets.mlp import MLP
 from wellposed.nets.stacked import Stacked
 
+__all__ = ["columns", "stacked_forward"]
+
 POINTWISE = (nn.Dropout, nn.ReLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.LeakyReLU, nn.Identity)
 
 
@@ -38,6 +40,9 @@ def stacked_forward(
     Returns:
         Outputs ``(size, b, ...)``.
 
+    Raises:
+        ValueError: ``x`` has not one slice a network.
+
     Source: ours.
 
     Example:
@@ -46,6 +51,8 @@ def stacked_forward(
         >>> torch.allclose(stacked_forward(pair, x), pair(x), atol=1e-6)
         True
     """
+    if x.ndim < 2 or len(x) != stack.size:
+        raise ValueError(f"x must have {stack.size} slices, one a network, got {tuple(x.shape)}")
     template = stack.template
     own: dict[str, Tensor] = {k: stack.get_parameter(v) for k, v in stack.names().items()}
     for name, _ in template.named_buffers():
@@ -81,6 +88,9 @@ def columns(module: nn.Module, own: Mapping[str, Tensor], x: Tensor, prefix: str
 
     Returns:
         Activations ``(size, features', b)``.
+
+    Raises:
+        RuntimeError: from torch, where shapes do not fit.
     """
     special = getattr(module, "columns", None)
     if callable(special):

@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+__all__ = ["ConvNet", "prune_filters"]
+
 
 class ConvNet(nn.Module):
     """Convolutions 3 x 3 with batch normalization and ReLU, a mean over space, a linear layer.

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+__all__ = ["Deployed", "MaskPredictor", "fastest_seconds"]
+
 
 class MaskPredictor(nn.Module):
     r"""A head: pooled input of a layer -> (softmax over channels) -> linear map -> logits.

@@ -5,6 +5,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+__all__ = ["MLP"]
+
 
 class MLP(nn.Sequential):
     """A fully connected network that flattens its input.

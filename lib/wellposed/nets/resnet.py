@@ -6,6 +6,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
+__all__ = ["ResNet"]
+
 
 class _Block(nn.Module):
     """Two 3 x 3 convolutions with batch normalization, and a way around them."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+__all__ = ["Stacked"]
+
 
 class Stacked(nn.Module):
     """Networks of one architecture side by side, with their parameters stacked on a first axis.

@@ -9,6 +9,17 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+__all__ = [
+    "Layer",
+    "MaskStatistics",
+    "check_lists",
+    "conv_macs",
+    "flops_reduction",
+    "mask_statistics",
+    "match_widths",
+    "shuffle_masks",
+]
+
 Layer = tuple[int, int, int, int, int]
 """A convolution: channels in, channels out, kernel size, height and width of the output."""
 
@@ -59,9 +70,10 @@ def conv_macs(masks: Sequence[Tensor], layers: Sequence[Layer]) -> Tensor:
         176.0
     """
     widths = [layer[1] for layer in layers]
-    if not layers or [m.shape[-1] for m in masks] != widths or any(m.ndim != 2 for m in masks):
+    fits = bool(layers) and all(m.ndim == 2 for m in masks) and len({len(m) for m in masks}) == 1
+    if not fits or [m.shape[1] for m in masks] != widths:
         raise ValueError(
-            f"masks must be one (n, c) tensor a layer with c = {widths}, got "
+            f"masks must be one (n, c) tensor a layer, n the same, with c = {widths}, got "
             f"{[tuple(m.shape) for m in masks]}"
         )
     active = [masks[0].new_full((len(masks[0]),), layers[0][0]), *[m.sum(1) for m in masks]]
@@ -103,7 +115,7 @@ def mask_statistics(masks: Sequence[Tensor], targets: Sequence[Tensor]) -> MaskS
         The three shares, over all filters of all layers.
 
     Raises:
-        ValueError: no layer, or shapes that differ.
+        ValueError: no layer, no sample, or shapes that differ.
 
     Source: ours.
 
@@ -114,6 +126,8 @@ def mask_statistics(masks: Sequence[Tensor], targets: Sequence[Tensor]) -> MaskS
         (1.0, 0.75, 0.5)
     """
     check_lists("masks", "targets", masks, targets)
+    if any(m.ndim != 2 or len(m) == 0 for m in masks):
+        raise ValueError(f"masks must be (n, c), n >= 1, got {[tuple(m.shape) for m in masks]}")
     mask, target = torch.cat(list(masks), 1), torch.cat(list(targets), 1)
     rate, often = mask.mean(0), target.mean(0)
     return MaskStatistics(
@@ -163,7 +177,7 @@ def match_widths(masks: Sequence[Tensor], layers: Sequence[Layer]) -> list[int]:
         One width in [1, c_l] a layer.
 
     Raises:
-        ValueError: lists or widths that do not match.
+        ValueError: lists or widths that do not match, no sample.
 
     Source: ours, for the static baseline.
 
@@ -172,6 +186,8 @@ def match_widths(masks: Sequence[Tensor], layers: Sequence[Layer]) -> list[int]:
         >>> match_widths(masks, [(1, 3, 3, 4, 4)])
         [2]
     """
+    if any(len(m) == 0 for m in masks):
+        raise ValueError("masks must hold at least one sample")
     goal = float(conv_macs(masks, layers).mean())
     mean = [float(m.sum(1).mean()) for m in masks]
     full = [layer[1] for layer in layers]

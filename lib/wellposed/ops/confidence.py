@@ -271,7 +271,7 @@ def confidence_scores(logits: Tensor, labels: Tensor) -> ConfidenceScores:
         The scores, on the CPU.
 
     Raises:
-        ValueError: wrong shapes or no example.
+        ValueError: wrong shapes, no classifier or no example.
 
     Source: see the single scores.
 
@@ -280,9 +280,9 @@ def confidence_scores(logits: Tensor, labels: Tensor) -> ConfidenceScores:
         >>> scores.error.item(), scores.overconfidence.item()  # confidence 1/4, accuracy 1/2
         (0.5, -0.25)
     """
-    if logits.ndim != 3 or labels.shape != logits.shape[:2]:
+    if logits.ndim != 3 or labels.shape != logits.shape[:2] or len(logits) == 0:
         raise ValueError(
-            "logits must have shape (r, n, c) and labels (r, n), got "
+            "logits must have shape (r, n, c) with r >= 1 and labels (r, n), got "
             f"{tuple(logits.shape)} and {tuple(labels.shape)}"
         )
     rows = []

@@ -138,6 +138,9 @@ def divide_or_zero(value: Tensor, curvature: Tensor) -> Tensor:
     Returns:
         `value / curvature`, or 0 where `curvature` is 0 (a column of zeros, say).
 
+    Raises:
+        RuntimeError: from torch, where shapes do not fit.
+
     Example:
         >>> divide_or_zero(torch.tensor([3.0, 3.0]), torch.tensor([2.0, 0.0])).tolist()
         [1.5, 0.0]
@@ -157,6 +160,9 @@ def solve_semidefinite(matrix: Tensor, rhs: Tensor) -> Tensor:
 
     Returns:
         `(..., k)`; nothing is read back from the device.
+
+    Raises:
+        RuntimeError: from torch, where shapes do not fit.
 
     Example:
         >>> solve_semidefinite(torch.tensor([[4.0, 0.0], [0.0, 0.0]]), torch.tensor([8.0, 0.0]))
@@ -181,6 +187,9 @@ def diagonal_gain(gradient: Tensor, lipschitz: Tensor, x: Tensor | None = None) 
 
     Returns:
         `(n,)`, at least 0.
+
+    Raises:
+        RuntimeError: from torch, where shapes do not fit.
 
     Example:
         >>> g, L = torch.tensor([2.0, 2.0]), torch.tensor([1.0, 2.0])
@@ -211,6 +220,9 @@ def hard_threshold_block(
 
     Returns:
         int64 `(size,)`, the support of the last $d$, its largest entry first.
+
+    Raises:
+        RuntimeError, IndexError: from torch, where shapes do not fit.
     """
     d = -divide_or_zero(gradient, bound.diagonal().sqrt())
     base = -step * gradient
@@ -260,8 +272,13 @@ class BlockPartition:
         return divide_or_zero(total, curvature) if rule == "gsl" else total
 
 
-def as_bound(hessian: Tensor | GramBound | None, n: int) -> Bound:
-    """Wrap a bound over n variables; ValueError if it is not one."""
+def as_bound(
+    hessian: Tensor | GramBound | None, n: int, *, dtype: torch.dtype | None = None
+) -> Bound:
+    """Wrap a bound over n variables; ValueError if it is not one, TypeError if not of `dtype`."""
+    numbers = hessian.features if isinstance(hessian, GramBound) else hessian
+    if dtype is not None and numbers is not None and numbers.dtype != dtype:
+        raise TypeError(f"hessian must be {dtype} like the variables, got {numbers.dtype}")
     if isinstance(hessian, Tensor) and hessian.shape == (n, n):
         return DenseBound(hessian)
     if isinstance(hessian, GramBound) and hessian.features.shape[1] * hessian.classes == n:

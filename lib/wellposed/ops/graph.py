@@ -190,7 +190,8 @@ def solve_forest(diagonal: Tensor, edges: Tensor, weights: Tensor, rhs: Tensor) 
         $x$, `(n,)`. Differentiable.
 
     Raises:
-        ValueError: shapes that do not fit, nodes out of range, edges with a cycle.
+        ValueError: shapes that do not fit, nodes out of range, edges with a cycle, a singular
+            matrix.
 
     Source: Nutini et al. 2022, section on message passing (Gaussian elimination without fill-in).
 
@@ -200,7 +201,10 @@ def solve_forest(diagonal: Tensor, edges: Tensor, weights: Tensor, rhs: Tensor) 
         tensor([1., 1., 1.])
     """
     n = check_graph(diagonal, edges, weights, rhs)
-    return ForestPlan.of(n, edges).solve(diagonal, weights, rhs)
+    x = ForestPlan.of(n, edges).solve(diagonal, weights, rhs)
+    if bool(x.isnan().any()):  # 0 / 0, once elimination has left nothing of a diagonal entry
+        raise ValueError("diagonal and weights must form a positive definite matrix")
+    return x
 
 
 def lattice_edges(side: int) -> Tensor:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wellposed.ops.numerics import unit_of
+
 __all__ = [
     "RepresentationFit",
     "TaskStatistics",
@@ -153,6 +155,7 @@ def fit_statistics(
 
 def _spectral_start(statistics: TaskStatistics, rank: int) -> Tensor:
     scaled = statistics.moment / statistics.counts.clamp(min=1).sqrt().unsqueeze(-1)
+    scaled = scaled / unit_of(scaled, power=2, dim=(-2, -1))
     vectors: Tensor = torch.linalg.eigh(scaled.mT @ scaled).eigenvectors
     return vectors[..., -rank:].contiguous()
 

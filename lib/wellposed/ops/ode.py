@@ -94,10 +94,15 @@ def _check(y0: Tensor, first_step: float | None) -> None:
 def row_norm(x: Tensor, rows: bool) -> Tensor:
     """Root mean square of a tensor, or of each row of its first axis.
 
+    Raises:
+        ValueError: an empty tensor.
+
     Example:
         >>> row_norm(torch.tensor([[3.0, 3.0], [1.0, 7.0]]), rows=True)
         tensor([3., 5.])
     """
+    if x.numel() == 0:
+        raise ValueError(f"x must not be empty, got shape {tuple(x.shape)}")
     flat = x.reshape(len(x), -1) if rows else x.reshape(-1)
     norm: Tensor = torch.linalg.vector_norm(flat, dim=-1)
     return norm / math.sqrt(flat.shape[-1])

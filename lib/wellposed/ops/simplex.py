@@ -32,6 +32,9 @@ def simplex_threshold(top: Tensor, z: float | Tensor) -> Tensor:
     Returns:
         $\theta$, `(..., 1)`. Differentiable.
 
+    Raises:
+        RuntimeError: from torch, where shapes do not fit.
+
     Example:
         >>> simplex_threshold(torch.tensor([3.0, 2.0, -4.0]), 1.0).item()   # exactly one entry left
         2.0
@@ -83,10 +86,10 @@ def project_sparse_simplex(x: Tensor, k: int, z: float | Tensor = 1.0, dim: int 
         z = z.to(x.dtype).expand(rows.shape[:-1])
     elif not isinstance(z, Real) or not 0 <= z < float("inf"):
         raise ValueError(f"z must be finite and at least 0, got {z}")
-    if k < rows.shape[-1]:
-        top, place = rows.topk(k, dim=-1)
-    else:
-        top, place = rows.sort(dim=-1, descending=True)  # faster than the largest of all
+    if k >= rows.shape[-1]:  # nothing to leave out: no need to know where the largest are
+        top = rows.sort(dim=-1, descending=True).values
+        return (rows - simplex_threshold(top, z)).clamp(min=0).movedim(-1, dim)
+    top, place = rows.topk(k, dim=-1)
     kept = (top - simplex_threshold(top, z)).clamp(min=0)
     return torch.zeros_like(rows).scatter(-1, place, kept).movedim(-1, dim)
 

@@ -105,6 +105,9 @@ def marginal_error(plan: Tensor, r: Tensor, c: Tensor) -> Tensor:
     Returns:
         Shape `(...)`, at least zero. Differentiable.
 
+    Raises:
+        RuntimeError: from torch, where shapes do not fit.
+
     Example:
         >>> plan = torch.tensor([[0.5, 0.0], [0.25, 0.25]])
         >>> marginal_error(plan, torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.5])).item()
@@ -123,6 +126,7 @@ def _floor(dtype: torch.dtype) -> float:
 
 def _logsumexp(exponent: Tensor, dim: int) -> Tensor:
     top = exponent.detach().amax(dim, keepdim=True)
+    top = top.clamp(min=torch.finfo(top.dtype).min)  # also where all are minus infinity
     shifted = (exponent - top).clamp(min=_floor(exponent.dtype))
     return shifted.exp().sum(dim).log() + top.squeeze(dim)
 
@@ -140,6 +144,9 @@ def scale_kernel(log_kernel: Tensor, log_u: Tensor, log_v: Tensor) -> Tensor:
 
     Returns:
         $P$, `(..., n, m)`. Differentiable.
+
+    Raises:
+        RuntimeError: from torch, where shapes do not fit.
 
     Example:
         >>> zero = torch.zeros(1)
@@ -177,6 +184,9 @@ def log_sweep(
 
     Returns:
         New `log_u` and `log_v`.
+
+    Raises:
+        RuntimeError: from torch, where shapes do not fit. IndexError: where they are empty.
 
     Example:
         >>> zero = torch.zeros(2)

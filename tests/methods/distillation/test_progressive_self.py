@@ -555,3 +555,25 @@ CASES = {
         call=_train_case,
     ),
 }
+
+
+def test_no_total_has_no_share():
+    """Fails if zero is divided by zero."""
+    assert hard_share(torch.zeros(2, 4), torch.rand(2, 4)).tolist() == [0.0, 0.0]
+    with pytest.raises(ValueError, match="n >= 1"):
+        hard_share(torch.zeros(2, 0), torch.zeros(2, 0))
+
+
+def test_a_certain_past_shrinks_nothing():
+    """Fails if a certain past beside a certain present is zero over zero."""
+    sure, y = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 0])
+    now = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
+    assert gradient_ratio(now, sure, y, 0.8).tolist() == [1.0, 1.0]
+
+
+def test_training_that_diverges_says_so():
+    task = small_task()
+    with pytest.warns(RuntimeWarning, match="train_side_by_side diverged"):
+        train_side_by_side(
+            task, [cross_entropy], build, seeds=SEEDS, epochs=2, weight_decay=[0.0], lr=1e30
+        )

@@ -699,3 +699,21 @@ CASES = {
 def vgg_net():
     with seeded(0):
         return vgg_encoder(1, width=2)
+
+
+def test_equal_embeddings_have_rank_one():
+    """Fails if the eigenvalues, all zero, are divided by their sum."""
+    found = embedding_geometry(torch.full((4, 3), 2.0))
+    assert found.rank.item() == 1.0
+    assert found.cosine.item() == pytest.approx(1.0)
+
+
+def test_empty_sets_are_refused():
+    x, y = torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)
+    with pytest.raises(ValueError, match="not 0"):
+        linear_probe(x, y, x, y)
+    with pytest.raises(ValueError, match="b >= 1"):
+        distillation_loss(x, x)
+    nets = [nn.Linear(2, 2)]
+    with pytest.raises(ValueError, match="one entry a pair"):
+        linear_path(nets, nets, x[None], y[None], calibration=x[None])

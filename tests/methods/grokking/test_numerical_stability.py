@@ -90,8 +90,8 @@ CASES = {
         call=_module_call(lambda: GrokkingTransformer(5, 8, heads=2, feedforward=16)),
     ),
     "OrthoGrad": Case(
-        inputs=lambda g: (torch.randn(3, 4, generator=g), torch.randn(3, 4, generator=g)),
-        call=_orthograd_step,
+        inputs=lambda g: (torch.randn(3, 4, 2, generator=g),),
+        call=lambda both: _orthograd_step(*both.unbind(-1)),
     ),
     "StableMaxCrossEntropyLoss": Case(
         inputs=_labeled_logits, call=StableMaxCrossEntropyLoss(), keeps_dtype=False
@@ -103,8 +103,8 @@ CASES = {
         on_device=False,
     ),
     "nlm_alignment": Case(
-        inputs=lambda g: (torch.randn(3, 4, generator=g), torch.randn(3, 4, generator=g)),
-        call=_alignment,
+        inputs=lambda g: (torch.randn(3, 4, 2, generator=g),),
+        call=lambda both: _alignment(*both.unbind(-1)),
         keeps_dtype=False,
         on_device=False,
     ),
@@ -791,3 +791,24 @@ def test_orthograd_generalizes_where_adamw_memorizes():
     assert min(float(run.train_accuracy[0, -1]) for run in runs) == 1.0
     assert float(runs[0].test_accuracy[0, -1]) > 0.6
     assert float(runs[1].test_accuracy[0, -1]) < 0.2
+
+
+def test_logits_beyond_the_range_of_the_computation():
+    """Fails if they become infinite first, as infinity minus infinity is no number."""
+    z = torch.tensor([[1e100, 0.0], [-1e100, 1e100]], dtype=torch.float64)
+    y = torch.tensor([0, 0])
+    losses = softmax_cross_entropy(z, y, reduction="none")
+    assert losses.tolist() == [0.0, torch.inf]
+
+
+def test_an_empty_batch_has_no_mean():
+    z, y = torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)
+    assert softmax_cross_entropy(z, y, reduction="sum").item() == 0.0
+    with pytest.raises(ValueError, match="empty batch"):
+        stablemax_cross_entropy(z, y)
+
+
+def test_nothing_is_left_of_a_large_parallel_gradient():
+    """Fails if the rescaling of what is left, zero, is infinite."""
+    weight = torch.full((2, 2), 1e8)
+    assert orthogonal_gradient(weight, weight).tolist() == [[0.0, 0.0], [0.0, 0.0]]

@@ -670,3 +670,12 @@ def test_cases_cover_the_module():
     """A guard for this file alone: the sweep itself checks all modules."""
     functions = {n for n in aggregate_responses.__all__ if n[0].islower()}
     assert set(CASES) == functions
+
+
+def test_constant_features_are_only_centered():
+    """Fails if they are divided by their standard deviation, zero."""
+    x = torch.stack([torch.full((9,), 3.0), torch.arange(9.0)], 1)
+    task = bagged_splits(x, torch.ones(9), 2, num_train=6, splits=2, generator=gen())
+    assert task.x[..., 0].abs().max() == 0
+    assert task.x[..., 1].std(1, correction=0) == pytest.approx([1.0, 1.0])
+    assert task.y.abs().max() == task.bag_y.abs().max() == task.y_test.abs().max() == 0

@@ -789,3 +789,19 @@ CASES = {
         on_device=False,  # its result is on the CPU by design
     ),
 }
+
+
+def test_rounding_above_certainty_is_certainty():
+    """Fails if the logarithm of a negative number is taken."""
+    sure = torch.tensor([[1.0 + 1e-6, 0.0]])
+    assert elr_regularizer(sure, sure).item() == -torch.inf
+
+
+def test_tasks_that_do_not_pair_up_are_refused():
+    net, loss = nn.Linear(1, 2), ELRLoss(2, 2)
+    x, y = torch.tensor([[-1.0], [1.0]]), torch.tensor([0, 1])
+    short, long = (y[:1], loss, "one length"), (y, ELRLoss(1, 2), "a target for")
+    for labels, losses, message in (short, long):
+        task = NoisyTask(x, labels, labels, x, y, x, y)
+        with pytest.raises(ValueError, match=message):
+            train_on_noisy_labels([net], [losses], [task], generators=[gen()], epochs=1)

@@ -541,8 +541,9 @@ def _inputs(g):
 
 
 def _given(x):
-    y = torch.arange(24, device=x.device) % 3
-    noisy = torch.where(torch.arange(24, device=x.device) < 8, (y + 1) % 3, y)
+    place = torch.arange(len(x), device=x.device)
+    y = place % 3
+    noisy = torch.where(place < 8, (y + 1) % 3, y)
     return NoisyTask(x, noisy, y, x, noisy, x, y)
 
 
@@ -616,3 +617,22 @@ CASES = {
         ),
     ),
 }
+
+
+def test_tasks_that_do_not_pair_up_are_refused():
+    bad = replace(task(), noisy=task().noisy[:5])
+    with pytest.raises(ValueError, match="one length"):
+        train_compressed(CompressedNetworks([network()]), [bad], seeds=[0], **BUDGET)
+    one = NoisyTask(*(v[:1] for v in vars(task()).values()))
+    pair = [CompressedNetworks([network()]) for _ in range(2)]
+    with pytest.raises(ValueError, match="at least two training examples"):
+        co_teach(*pair, [one], forget_rate=0.2, seeds=[0], **BUDGET)
+
+
+def test_training_that_diverges_says_so():
+    huge = {**BUDGET, "lr": 1e30}
+    with pytest.warns(RuntimeWarning, match="train_compressed diverged"):
+        train_compressed(CompressedNetworks([network()]), [task()], seeds=[0], **huge)
+    pair = [CompressedNetworks([network()]) for _ in range(2)]
+    with pytest.warns(RuntimeWarning, match="co_teach diverged"):
+        co_teach(*pair, [task()], forget_rate=0.2, seeds=[0], **huge)

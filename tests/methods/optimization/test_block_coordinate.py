@@ -507,3 +507,17 @@ def test_bad_graphs():
             r[:3],
             blocks=[torch.arange(3)],
         )
+
+
+def test_gsq_of_a_bound_of_zeros():
+    """Fails if its largest eigenvalue is divided by."""
+    assert len(select_variable_block(torch.ones(4), 2, "gsq", hessian=torch.zeros(4, 4))) == 2
+
+
+def test_a_bound_of_another_dtype_is_refused():
+    """It used to fail in the middle of a product."""
+    f, h, _ = _quadratic()
+    with pytest.raises(TypeError, match="hessian must be"):
+        select_variable_block(torch.ones(8), 2, "gsq", hessian=h)
+    with pytest.raises(TypeError, match="hessian must be"):
+        block_coordinate_descent(f, h, torch.zeros(8), block_size=2)

@@ -614,3 +614,22 @@ CASES = {
         on_device=False,
     ),
 }
+
+
+def test_ridge_without_any_signal():
+    """Fails if a gate of zero is divided by a singular value of zero."""
+    x, t = torch.zeros(3, 2), torch.ones(3)
+    assert ridge_best_response(x, t, 0.0).tolist() == [0.0, 0.0]
+    assert ridge_response_jacobian(x, t, 0.0).tolist() == [0.0, 0.0]
+
+
+def test_a_rate_of_one_drops_everything():
+    """Fails if zero is divided by the probability of being kept."""
+    assert dropout(torch.ones(2, 3), torch.ones(2), True).tolist() == [[0.0] * 3] * 2
+
+
+def test_training_that_diverges_says_so():
+    x, y = 1e12 * torch.rand(12, 4, 4), torch.arange(12) % 3
+    task = make_task(x, y, num_train=6, num_valid=3, num_test=3, seeds=[0])
+    with pytest.warns(RuntimeWarning, match="training diverged"):
+        train_fixed(task, torch.zeros(1, 1, 1, 4), seeds=[0], steps=20, lr=1e10)

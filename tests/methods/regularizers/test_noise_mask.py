@@ -431,7 +431,7 @@ def _policy_case(x):
 
 def _sample_case(a, b):
     with seeded(0):
-        return sample_cells(Beta(a, b))
+        return sample_cells(Beta(a, b, validate_args=False))
 
 
 CASES = {
@@ -450,9 +450,10 @@ CASES = {
     ),
     # Random draws differ between devices.
     "sample_cells": Case(
-        lambda g: (torch.rand(3, 4, generator=g) + 0.5, torch.rand(3, 4, generator=g) + 0.5),
-        _sample_case,
+        lambda g: (torch.rand(3, 4, 2, generator=g) + 0.5,),
+        lambda both: _sample_case(*both.unbind(-1)),
         on_device=False,
+        nan_means="both concentrations are zero: no draw is possible",
     ),
     "MaskPolicy": Case(lambda g: (torch.randn(6, 1, 4, 4, generator=g),), _policy_case),
     "compose_quadrants": Case(
@@ -466,3 +467,10 @@ CASES = {
 
 def test_module_lists_its_names():
     assert set(noise_mask.__all__) == CASES.keys() | {"HeatRun"}
+
+
+def test_heating_that_diverges_says_so():
+    with pytest.warns(RuntimeWarning, match="heat diverged"):
+        _heat_case(1e30 * torch.rand(8, 1, 4, 4))
+    with pytest.raises(ValueError, match="two images or more"):
+        _heat_case(torch.rand(1, 1, 4, 4))

@@ -471,3 +471,13 @@ CASES = {
         call=_train,
     ),
 }
+
+
+def test_statistics_do_not_depend_on_the_scale():
+    """Fails if fourth powers overflow or vanish."""
+    w = torch.randn(200, generator=torch.Generator().manual_seed(0))
+    for scale in (1e-15, 1e15):
+        for name, value in weight_statistics(scale * w).items():
+            assert value.item() == pytest.approx(weight_statistics(w)[name].item(), rel=1e-4)
+    with pytest.raises(ValueError, match="two different weights"):
+        weight_statistics(torch.ones(3))

@@ -359,3 +359,11 @@ def test_bad_input_is_named():
 def test_constants_are_those_of_the_paper():
     assert paper.STABILITY == 3.5068
     assert paper.FINAL_WEIGHT == 0.1
+
+
+def test_labels_of_another_length_are_refused():
+    x, y = torch.zeros(4, 3, dtype=F64), torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="same length"):
+        evaluate_classifiers(_net(), x, y, batch_size=2)
+    with pytest.raises(ValueError, match="pair up"):
+        train_classifiers(x, y, x, y, arms=[Arm()], seeds=[0], epochs=1, batch_size=2)

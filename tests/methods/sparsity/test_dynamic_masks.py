@@ -419,3 +419,11 @@ def _head(x):
 
 def _flat(out):
     return [out.logits, *out.mask_logits, *out.targets, *out.masks]
+
+
+def test_masks_and_losses_of_no_images_are_refused():
+    with pytest.raises(ValueError, match="n at least 1"):
+        mask_prediction_loss([torch.zeros(0, 2)], [torch.zeros(0, 2)])
+    net = ConvNet(1, [4], 2, strides=[1]).eval()
+    with pytest.raises(ValueError, match="1 or 3 rows"):
+        forward_with_masks(net, torch.ones(3, 1, 5, 5), [torch.zeros(2, 4)])

@@ -92,6 +92,7 @@ CASES = {
             torch.randn(*shape, generator=g) for shape in ((2, 3, 4), (2, 3, 4), (2, 5, 4), (3,))
         ),
         call=_runs,
+        nan_means="the run diverged",
     ),
 }
 
@@ -500,3 +501,19 @@ def test_bad_runs():
     for name in ("steps", "batch_size", "record_every", "max_grad_norm", "tolerance"):
         with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
             train_runs(DiagonalLinearNet, start, x, y, **(good | {name: 0}))
+
+
+@pytest.mark.parametrize("batch_size", [1, None])
+def test_threshold_of_huge_gradients(batch_size):
+    """Of degree -2 in the gradients; at 1e78 the eigenvalue solver used to give up."""
+    (jacobian,) = _seeded_jacobian(_generator())
+    here = critical_learning_rate(jacobian.to(F64), batch_size)
+    for scale in (1e78, 1e-78):
+        there = critical_learning_rate(scale * jacobian.to(F64), batch_size)
+        assert (there * scale * scale).item() == pytest.approx(here.item(), rel=1e-6)
+
+
+def test_a_moment_that_overflows_says_so():
+    (jacobian,) = _seeded_jacobian(_generator())
+    with pytest.warns(RuntimeWarning, match="second_moment_step diverged"):
+        second_moment_step(1e30 * torch.eye(4), 1e10 * jacobian, 0.1, 3)

@@ -342,3 +342,19 @@ def test_bad_input_is_named():
         l1_a_mtrl(_sampler(W), x, y, num_tasks=4, rank=2, budget=8)
     with pytest.raises(ValueError, match="rank must lie"):
         l1_a_mtrl(_sampler(W), x, y, num_tasks=4, rank=6, budget=100)
+
+
+def test_relevance_at_any_scale():
+    """Of degree one in the target; scipy's solver takes small numbers for zeros."""
+    W, w = _heads(_gen())
+    nu = relevance(W, w)
+    for size in (1e-10, 1e10):
+        torch.testing.assert_close(relevance(size * W, size * w), nu)
+        torch.testing.assert_close(relevance(size * W, w) * size, nu)
+
+
+def test_empty_and_misshapen_heads_are_refused():
+    with pytest.raises(ValueError, match="not empty"):
+        relevance(torch.zeros(0, 3, 4), torch.zeros(0, 3))
+    with pytest.raises(ValueError, match="an entry for each column"):
+        excess_risk(torch.eye(3), torch.ones(2), torch.eye(3), torch.ones(3))

@@ -460,3 +460,15 @@ def test_bad_images(arguments, text):
     good = {"source": torch.ones(2, 2), "target": torch.ones(2, 2), "power": 1}
     with pytest.raises(ValueError, match=text):
         image_transport(**{**good, **arguments})
+
+
+def test_plans_without_mass_are_refused():
+    """Fails if a share of nothing, or a direction from it, is NaN."""
+    with pytest.raises(ValueError, match="positive mass"):
+        mass_outside(torch.zeros(2, 2), sparsity=0.5)
+    cost, r, c = _problem()
+    x, y = torch.full_like(r, -1e6), torch.zeros_like(c)
+    with pytest.raises(ValueError, match="finite mass in each row"):
+        sparse_newton_direction(x, y, cost, r, c, 5.0, sparsity=0.5)
+    with pytest.raises(ValueError, match="r and c must fit"):
+        lyapunov_potential(0 * r, 0 * c, cost, r[:2], c, 5.0)

@@ -59,7 +59,9 @@ CASES = {
     "dual_objective": Case(inputs=_potentials, call=lambda *z: dual_objective(*z, k=2, gamma=0.5)),
     "sparse_ot": Case(
         inputs=_problem_of,
-        call=lambda *z: (lambda r: (r.plan, r.value))(sparse_ot(*z, k=6, gamma=0.5, tol=1e-6)),
+        call=lambda *z: (lambda r: (r.plan, r.value))(
+            sparse_ot(*z, k=6, gamma=0.5, tol=1e-6, max_iter=50)
+        ),
     ),
     "transport_choice": Case(
         inputs=lambda g: (torch.rand(2, 8, 2, generator=g),),
@@ -453,3 +455,9 @@ def test_bad_training_input():
         _train(x, y, balance=-1.0)
     with pytest.raises(ValueError, match="epochs must be at least 1"):
         _train(x, y, epochs=0)
+
+
+def test_experts_refuse_an_empty_set():
+    x, y = torch.zeros(0, 16, 3), torch.zeros(0, 16, dtype=torch.int64)
+    with pytest.raises(ValueError, match="x must have shape"):
+        _train(x, y)

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from wellposed.nets import Stacked
 from wellposed.nets.columns import stacked_forward
 from wellposed.ops.confidence import aurc, eaurc, expected_calibration_error
+from wellposed.ops.numerics import warn_of_nan
 from wellposed.train import StackedSGD, generator, seeded
 
 __all__ = [
@@ -341,7 +342,8 @@ def gradient_ratio(probs: Tensor, past_probs: Tensor, labels: Tensor, alpha: flo
         alpha: weight of the past, in [0, 1].
 
     Returns:
-        The ratio, shape ``(b,)``; minus infinity where :math:`p_g = 1` and :math:`q_g < 1`.
+        The ratio, shape ``(b,)``; minus infinity where :math:`p_g = 1` and :math:`q_g < 1`, and 1
+        wherever :math:`q_g = 1`.
 
     Raises:
         ValueError: ``alpha`` or labels out of range, shapes that do not match.
@@ -355,7 +357,8 @@ def gradient_ratio(probs: Tensor, past_probs: Tensor, labels: Tensor, alpha: flo
     """
     _check_alpha("alpha", alpha)
     _check_probs(probs, labels, past_probs)
-    return 1.0 - alpha * _residual(past_probs, labels) / _residual(probs, labels)
+    past, now = _residual(past_probs, labels), _residual(probs, labels)
+    return 1.0 - alpha * past / torch.where(past == 0, 1.0, now)
 
 
 def rescaling_applies(probs: Tensor, past_probs: Tensor, labels: Tensor, alpha: float) -> Tensor:
@@ -402,10 +405,10 @@ def hard_share(mass: Tensor, hardness: Tensor, *, fraction: float = 0.25) -> Ten
         fraction: part of the examples that counts as hardest, in (0, 1); at least one example.
 
     Returns:
-        Shares in [0, 1], shape ``(...)``.
+        Shares in [0, 1], shape ``(...)``; 0 where the total is 0.
 
     Raises:
-        ValueError: shapes that differ, or ``fraction`` out of range.
+        ValueError: shapes that differ, no example, or ``fraction`` out of range.
 
     Source: ours, a measure of what the paper calls hard example mining.
 
@@ -413,16 +416,17 @@ def hard_share(mass: Tensor, hardness: Tensor, *, fraction: float = 0.25) -> Ten
         >>> hard_share(torch.tensor([1.0, 3.0]), torch.tensor([0.1, 0.9]), fraction=0.5).item()
         0.75
     """
-    if mass.shape != hardness.shape or mass.ndim == 0:
+    if mass.shape != hardness.shape or mass.ndim == 0 or mass.shape[-1] == 0:
         raise ValueError(
-            "mass and hardness must have the same shape (..., n), got "
+            "mass and hardness must have the same shape (..., n) with n >= 1, got "
             f"{tuple(mass.shape)} and {tuple(hardness.shape)}"
         )
     if not 0.0 < fraction < 1.0:
         raise ValueError(f"fraction must lie in (0, 1), got {fraction}")
     count = max(1, round(fraction * mass.shape[-1]))
     hardest = hardness.topk(count, dim=-1).indices
-    return mass.gather(-1, hardest).sum(dim=-1) / mass.sum(dim=-1)
+    total = mass.sum(dim=-1)
+    return mass.gather(-1, hardest).sum(dim=-1) / torch.where(total == 0, 1.0, total)
 
 
 def noisy_images(
@@ -548,7 +552,8 @@ def train_side_by_side(
         fresh_noise: standard deviation of Gaussian noise drawn anew at each visit.
 
     Returns:
-        Final outputs and the course of residuals and gradients, on the device of the task.
+        Final outputs and the course of residuals and gradients, on the device of the task. A
+        RuntimeWarning if a network diverged.
 
     Raises:
         ValueError: numbers of criteria, constants and seeds that do not match; an empty budget.
@@ -600,7 +605,9 @@ def train_side_by_side(
             sgd.step(0.1**drops)
             assert logits.grad is not None
             log[:, :, offset, epoch, index] = _visit(logits, labels, index.shape[1])
-    return SideBySide(_outputs(nets, task.x_val, k), _outputs(nets, task.x_test, k), *log)
+    val, test = (_outputs(nets, x, k) for x in (task.x_val, task.x_test))
+    warn_of_nan("train_side_by_side", val, test, log)
+    return SideBySide(val, test, *log)
 
 
 @torch.no_grad()

@@ -312,7 +312,7 @@ def distillation_loss(
         Mean over the batch, shape ``(...)``: one value for each network.
 
     Raises:
-        ValueError: shapes that differ, a temperature that is not positive.
+        ValueError: shapes that differ, an empty batch, a temperature that is not positive.
 
     Source: Section 3, equation (1) with the KL divergence; temperatures: Appendix E.3.
 
@@ -322,9 +322,10 @@ def distillation_loss(
         >>> round(distillation_loss(s, t).exp().item() ** 2, 4)  # = 1/2 log(4/3)
         1.3333
     """
-    if student_logits.ndim < 2 or student_logits.shape != teacher_logits.shape:
+    shape = student_logits.shape
+    if len(shape) < 2 or shape[-2] == 0 or shape != teacher_logits.shape:
         raise ValueError(
-            "student_logits and teacher_logits must have the same shape (..., b, m), got "
+            "student_logits and teacher_logits must have the same shape (..., b, m), b >= 1, got "
             f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
         )
     if not teacher_temp > 0.0 or not student_temp > 0.0:
@@ -548,7 +549,8 @@ def linear_probes(tasks: Sequence[ProbeTask], *, c: float = PROBE_C) -> Tensor:
         warning if the solver gave up.
 
     Raises:
-        ValueError: no task, ``c`` not positive, or features and classes that do not pair up.
+        ValueError: no task or an empty one, ``c`` not positive, or features and classes that do
+            not pair up.
 
     Source: Section 3, "Probing"; the bound: D. Böhning, Ann. Inst. Stat. Math. 44, 1992.
 
@@ -559,8 +561,8 @@ def linear_probes(tasks: Sequence[ProbeTask], *, c: float = PROBE_C) -> Tensor:
     """
     if not c > 0.0 or not tasks:
         raise ValueError(f"c must be positive and tasks not be empty, got {c} and {len(tasks)}")
-    if any(len(t.x) != len(t.y) or len(t.x_test) != len(t.y_test) for t in tasks):
-        raise ValueError("x and y, and x_test and y_test, must have the same length")
+    if any(not 0 < len(t.x) == len(t.y) or not 0 < len(t.x_test) == len(t.y_test) for t in tasks):
+        raise ValueError("x and y, and x_test and y_test, must have the same length, not 0")
     classes = int(torch.stack([torch.cat([t.y, t.y_test]) for t in tasks]).max()) + 1
     parts = [tasks[i : i + PROBE_TASKS] for i in range(0, len(tasks), PROBE_TASKS)]
     return torch.cat([_probe(part, classes, c) for part in parts]).cpu()
@@ -617,7 +619,7 @@ def linear_probe(
         Share of test examples classified correctly, in [0, 1].
 
     Raises:
-        ValueError: ``c`` not positive, or features and classes that do not pair up.
+        ValueError: ``c`` not positive, no example, or features and classes that do not pair up.
 
     Source: Section 3, "Probing".
 
@@ -640,7 +642,7 @@ def probe_encoders(encoders: Sequence[nn.Module], tasks: Sequence[ProbeTask]) ->
         :func:`linear_probes` on the embeddings, ``(len(encoders),)``.
 
     Raises:
-        ValueError: lengths that differ.
+        ValueError: lengths that differ, or an empty task.
 
     Source: Section 3, "Probing".
 
@@ -682,7 +684,7 @@ def probed_distillation(
         Curves on the CPU, and the trained students.
 
     Raises:
-        ValueError: ``looks`` not increasing from 1 up, or lengths that do not match.
+        ValueError: ``looks`` not increasing from 1 up, lengths that do not match, or empty tasks.
 
     Source: Section 4 and Figure 1.
 
@@ -752,10 +754,10 @@ def embedding_geometry(embeddings: Tensor) -> Geometry:
               s_k = \lambda_k / \textstyle\sum_l \lambda_l .
 
     Args:
-        embeddings: ``(n, d)`` with ``n >= 2``, not all equal.
+        embeddings: ``(n, d)`` with ``n >= 2``.
 
     Returns:
-        Two scalars of the dtype of ``embeddings``.
+        Two scalars of the dtype of ``embeddings``; the rank is 1 where all embeddings are equal.
 
     Raises:
         ValueError: not a matrix with two rows or more.
@@ -775,7 +777,7 @@ def embedding_geometry(embeddings: Tensor) -> Geometry:
     units = F.normalize(embeddings, dim=1)
     cosine = (units.sum(0).square().sum() - units.square().sum()) / (n * (n - 1))
     share = torch.linalg.eigvalsh(torch.cov(embeddings.mT)).clamp_min(0)
-    share = share / share.sum()
+    share = share / share.sum().clamp_min(torch.finfo(share.dtype).tiny)
     return Geometry(cosine, torch.special.entr(share).sum().exp())
 
 
@@ -946,7 +948,7 @@ def linear_path(
         Error rates, shape ``(pairs, points)``, float32.
 
     Raises:
-        ValueError: lengths that do not match, or fewer than two points.
+        ValueError: lengths that do not match, no pair or no input, or fewer than two points.
 
     Source: Section 6, "Linear Mode Connectivity".
 
@@ -958,7 +960,8 @@ def linear_path(
         >>> linear_path([a], [b], x, y, calibration=x, points=3)
         tensor([[0., 1., 1.]])
     """
-    if points < 2 or not len(first) == len(second) == len(x) == len(y) == len(calibration):
+    lengths = {len(first), len(second), len(x), len(y), len(calibration)}
+    if points < 2 or len(lengths) > 1 or 0 in (*y.shape, *calibration.shape):
         raise ValueError(
             "first, second, x, y and calibration must have one entry a pair, and points be at "
             f"least 2, got {len(first)}, {len(second)}, {len(x)}, {len(y)}, {len(calibration)} "

@@ -134,6 +134,8 @@ def _check_reduction(reduction: str) -> None:
 def _reduced(losses: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
         return losses
+    if reduction == "mean" and len(losses) == 0:
+        raise ValueError("logits must hold an example with reduction 'mean', got an empty batch")
     return losses.mean() if reduction == "mean" else losses.sum()
 
 
@@ -166,7 +168,8 @@ def softmax_cross_entropy(
         The loss in `compute_dtype`: a scalar, or shape (N,) for "none".
 
     Raises:
-        ValueError: wrong ranks, integer logits, a target outside [0, C), an unknown reduction.
+        ValueError: wrong ranks, integer logits, a target outside [0, C), an unknown reduction, the
+            mean of an empty batch.
 
     Source: Prieto et al. (2025); Fig. 2 runs it in three precisions.
 
@@ -179,6 +182,9 @@ def softmax_cross_entropy(
     """
     _check_logits(logits, target)
     _check_reduction(reduction)
+    bound = torch.finfo(compute_dtype).max
+    if bound < torch.finfo(logits.dtype).max:  # infinity minus infinity is no number
+        logits = logits.clamp(-bound, bound)
     shifted = _shifted(logits.to(compute_dtype))
     true = shifted.gather(1, target[:, None]).squeeze(1)  # (N,)
     return _reduced(shifted.exp().sum(dim=1).log() - true, reduction)
@@ -414,7 +420,9 @@ def orthogonal_gradient(
     if not rescale:
         return projected
     length = _inner(projected, projected, batch_dims).sqrt()
-    return projected * (_inner(grad, grad, batch_dims).sqrt() / (length + _TINY))
+    stretch = _inner(grad, grad, batch_dims).sqrt() / (length + _TINY)
+    # Where nothing is left of a large gradient, this is infinite, and zero times it no number.
+    return projected * stretch.clamp(max=torch.finfo(stretch.dtype).max)
 
 
 class OrthoGrad(torch.optim.Optimizer):

@@ -232,8 +232,10 @@ def interpolating_loss(pred: Tensor, bag_y: Tensor, bag_size: int, rho: float) -
         2.25
     """
     _check_rho(rho)
-    spread = _in_bags(pred, bag_y, bag_size).var(-1, correction=0).mean(-1)
-    return bag_loss(pred, bag_y, bag_size) + rho * spread
+    bags = _in_bags(pred, bag_y, bag_size)
+    means = bags.mean(-1)
+    spread = (bags - means.unsqueeze(-1)).square().mean((-2, -1))
+    return (means - bag_y).square().mean(-1) + rho * spread
 
 
 # --- linear regression -----------------------------------------------------------------------
@@ -727,7 +729,8 @@ def bagged_splits(
     r"""Cut a data set into training and test rows many times, and the training rows into bags.
 
     Features are standardized on the training rows. Responses are centered by the training mean,
-    which bag means reveal; their standard deviation only sets the unit of the errors.
+    which bag means reveal; their standard deviation only sets the unit of the errors. What is
+    constant on the training rows is centered alone.
 
     Args:
         x: features, shape ``(n, d)``.
@@ -769,6 +772,7 @@ def bagged_splits(
     x_train, y_train = x[train], y[train].to(x.dtype)
     x_mean, x_std = x_train.mean(1, keepdim=True), x_train.std(1, keepdim=True, correction=0)
     y_mean, y_std = y_train.mean(1, keepdim=True), y_train.std(1, keepdim=True, correction=0)
+    x_std, y_std = (torch.where(std > 0, std, 1.0) for std in (x_std, y_std))
     standard = (y_train - y_mean) / y_std
     return BaggedSplits(
         x=(x_train - x_mean) / x_std,

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from wellposed.data.label_noise import (
     NoisyTask,
     asymmetric_noise,
+    check_tasks,
     memorization_stats,
     noisy_split,
     outcome_shares,
@@ -132,8 +133,8 @@ def _check_length(name: str, value: Tensor, logits: Tensor) -> None:
 def elr_regularizer(probs: Tensor, targets: Tensor) -> Tensor:
     r"""The regularizer of ELR: :math:`\frac1b \sum_i \log(1 - \langle p_i, t_i \rangle)`.
 
-    Minimizing it raises :math:`\langle p_i, t_i \rangle`. Nothing is clamped here: a pair with
-    :math:`\langle p, t \rangle = 1` gives minus infinity.
+    Minimizing it raises :math:`\langle p_i, t_i \rangle`. Nothing is clamped away from 1 here: a
+    pair with :math:`\langle p, t \rangle = 1` (or, by rounding, above) gives minus infinity.
 
     Args:
         probs: class probabilities :math:`p`, shape ``(..., b, c)``, in [0, 1].
@@ -152,7 +153,8 @@ def elr_regularizer(probs: Tensor, targets: Tensor) -> Tensor:
         0.5
     """
     _check_pair("probs", probs, targets)
-    return torch.log1p(-(probs * targets.detach()).sum(dim=-1)).mean(dim=-1)
+    inner = (probs * targets.detach()).sum(dim=-1).clamp(max=1.0)
+    return torch.log1p(-inner).mean(dim=-1)
 
 
 def elr_loss(
@@ -339,7 +341,8 @@ def train_on_noisy_labels(
 
     Raises:
         ValueError: ``epochs`` or ``batch_size`` below 1, lists of different lengths, tasks or
-            losses that do not match.
+            losses that do not match, a task whose parts are empty or do not pair up, or one with
+            another number of examples than the losses.
 
     Source: Section 6; the curves are those of Figure 1.
 
@@ -369,6 +372,8 @@ def train_on_noisy_labels(
         "eps": losses[0].eps,
     }
     n, device = data.noisy.shape[1], data.x.device
+    if n > targets.shape[1]:
+        raise ValueError(f"losses must have a target for each of {n} examples")
     each = torch.arange(len(networks), device=device)[:, None]
     curves = []
     for _ in range(epochs):
@@ -390,6 +395,7 @@ def train_on_noisy_labels(
 
 def _shared(tasks: Sequence[NoisyTask]) -> tuple[NoisyTask, Tensor]:
     """The different tasks on a first axis, and which of them each network has, (k, 1)."""
+    check_tasks(tasks)
     different = list({id(task): task for task in tasks}.values())
     place = {id(task): i for i, task in enumerate(different)}
     sizes = {(t.x.shape, t.x_val.shape, t.x_test.shape) for t in different}

@@ -29,8 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wellposed.data.label_noise import NoisyTask, outcome_shares
+from wellposed.data.label_noise import NoisyTask, check_tasks, outcome_shares
 from wellposed.nets import Stacked
+from wellposed.ops.numerics import warn_of_nan
 from wellposed.train import StackedAdam, StackedSGD, accuracy, generator, minibatches, seeded
 
 __all__ = [
@@ -225,7 +226,7 @@ def select_truncation(
         The number ``k`` of channels, in 1..D, and the accuracies of all truncations, ``(D,)``.
 
     Raises:
-        ValueError: shapes that do not match, no example, or a negative ``penalty``.
+        ValueError: shapes that do not match or are empty, or a negative ``penalty``.
 
     Source: the authors' ``TestNested`` (their stored K counts from zero: it is ``k - 1``).
 
@@ -236,9 +237,10 @@ def select_truncation(
         (2, [0.0, 1.0])
     """
     n = len(labels)
-    if features.ndim != 2 or weight.ndim != 2 or features.shape != (n, weight.shape[1]) or n == 0:
+    fits = weight.ndim == 2 and features.shape == (n, weight.shape[1])
+    if not fits or 0 in (n, *weight.shape):
         raise ValueError(
-            "features, weight and labels must have shapes (n, D), (C, D), (n,) with n >= 1, got "
+            "features, weight and labels must have shapes (n, D), (C, D), (n,), not empty, got "
             f"{tuple(features.shape)}, {tuple(weight.shape)} and {tuple(labels.shape)}"
         )
     if not penalty >= 0:
@@ -409,6 +411,7 @@ def _stack(tasks: Sequence[NoisyTask], size: int) -> NoisyTask:
     """One task whose fields have a leading axis over networks."""
     if len(tasks) != size:
         raise ValueError(f"tasks must hold one task for each of {size} networks, got {len(tasks)}")
+    check_tasks(tasks)
     return NoisyTask(*(torch.stack([vars(t)[name] for t in tasks]) for name in vars(tasks[0])))
 
 
@@ -493,11 +496,11 @@ def train_compressed(
         measure_every: measure after every so many epochs, and after the last one.
 
     Returns:
-        The curves, on the CPU.
+        The curves, on the CPU. A RuntimeWarning if a network diverged.
 
     Raises:
-        ValueError: as many tasks or seeds as networks are needed; ``epochs`` or ``batch_size``
-            too small.
+        ValueError: as many tasks or seeds as networks are needed; a task whose parts do not pair
+            up or are empty; ``epochs`` or ``batch_size`` too small.
 
     Source: the paper's settings for CIFAR-10 are the defaults.
 
@@ -529,6 +532,7 @@ def train_compressed(
                 sgd.step(_lr_factor(epoch, milestones))
             if (epoch + 1) % measure_every == 0 or epoch + 1 == epochs:
                 curves.append(_measure([networks], data))
+    warn_of_nan("train_compressed", *networks.parameters())
     return CompressedRun(*torch.stack(curves, dim=2).cpu())
 
 
@@ -588,11 +592,12 @@ def co_teach(
         measure_every: measure, and choose the width anew, after every so many epochs and the last.
 
     Returns:
-        The curves of the pairs, on the CPU.
+        The curves of the pairs, on the CPU. A RuntimeWarning if a network diverged.
 
     Raises:
-        ValueError: numbers of networks, tasks or seeds that differ, a ``forget_rate`` outside
-            [0, 1), or ``epochs`` or ``batch_size`` too small.
+        ValueError: numbers of networks, tasks or seeds that differ, tasks with fewer than two
+            examples or with parts that do not pair up, a ``forget_rate`` outside [0, 1), or
+            ``epochs`` or ``batch_size`` too small.
 
     Source: stage two; the paper's settings for CIFAR-10 are the defaults.
 
@@ -618,6 +623,8 @@ def co_teach(
             f"forget_rate must lie in [0, 1), one number or {size} of them, got {forget_rate}"
         )
     data, pair = _stack(tasks, size), (first, second)
+    if data.x.shape[1] < 2:
+        raise ValueError("tasks must hold at least two training examples, one for each network")
     parameters = [p for nets in pair for p in nets.parameters()]
     sgd = StackedSGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
     rows, curves = torch.arange(size, device=data.x.device)[:, None], []
@@ -646,6 +653,7 @@ def co_teach(
                 sgd.step(_lr_factor(epoch, milestones))
             if (epoch + 1) % measure_every == 0 or epoch + 1 == epochs:
                 curves.append(torch.cat([_measure(pair, data), torch.stack(pure).mean(0)[None]]))
+    warn_of_nan("co_teach", *parameters)
     return CoTeachingRun(*torch.stack(curves, dim=2).cpu())
 
 
@@ -662,17 +670,17 @@ def fit_regression(
 
     Args:
         networks: with one output each; trained in place.
-        x: inputs, shape ``(s, n, 1)``, one slice a network.
+        x: inputs, shape ``(s, n, 1)`` with ``n >= 1``, one slice a network.
         y: noisy values, shape ``(s, n)``.
         seed: source of the masks.
         steps: at least 1.
         lr: step size of Adam.
 
     Returns:
-        The last training error of each network, shape ``(s,)``.
+        The last training error of each network, shape ``(s,)``; a RuntimeWarning if it diverged.
 
     Raises:
-        ValueError: shapes that do not match, or ``steps`` below 1.
+        ValueError: shapes that do not match or are empty, or ``steps`` below 1.
 
     Source: the toy example of the authors' README, whose data are not published.
 
@@ -684,7 +692,8 @@ def fit_regression(
         >>> round(nets.weight.item(), 3)
         2.0
     """
-    if x.ndim != 3 or x.shape[:2] != y.shape or len(x) != networks.features.size or steps < 1:
+    fits = x.ndim == 3 and x.shape[:2] == y.shape and len(x) == networks.features.size
+    if not fits or 0 in y.shape or steps < 1:
         raise ValueError(
             "x and y must have shapes (s, n, 1) and (s, n), one slice a network, and steps must be "
             f"at least 1, got {tuple(x.shape)}, {tuple(y.shape)} and {steps}"
@@ -698,4 +707,5 @@ def fit_regression(
             error.sum().backward()
             adam.step()
     networks.eval()
+    warn_of_nan("fit_regression", error, *networks.parameters())
     return error.detach()

@@ -119,6 +119,7 @@ def select_variable_block(
 
     Raises:
         ValueError: an unknown rule, a bound it needs is missing or misshapen, numbers out of range.
+        TypeError: a bound of another dtype.
 
     Source: sections on greedy rules and on variable blocks; hard thresholding as in their code.
 
@@ -138,9 +139,8 @@ def select_variable_block(
         ).indices
     if num_iters < 1:
         raise ValueError(f"num_iters must be at least 1, got {num_iters}")
-    bound = as_bound(hessian, n)
-    step = 1 / float(bound.largest_eigenvalue())
-    return hard_threshold_block(gradient, size, bound, step, num_iters)
+    bound = as_bound(hessian, n, dtype=gradient.dtype)
+    return hard_threshold_block(gradient, size, bound, _safe_step(bound), num_iters)
 
 
 def select_fixed_block(
@@ -168,6 +168,7 @@ def select_fixed_block(
 
     Raises:
         ValueError: an unknown rule, what the rule needs is missing or misshapen, bad blocks.
+        TypeError: a bound of another dtype.
 
     Source: section on greedy rules; squared 2-norms as in the paper (the authors' code sums
     absolute values).
@@ -181,12 +182,18 @@ def select_fixed_block(
     n = _check_vector("gradient", gradient)
     _check_rule(rule, ("gs", "gsl", "gsd", "gsq"))
     check_blocks(blocks, n)
-    bound = as_bound(hessian, n) if rule in ("gsl", "gsq") else None
+    bound = as_bound(hessian, n, dtype=gradient.dtype) if rule in ("gsl", "gsq") else None
     partition = BlockPartition.of(blocks, n, bound)
     curvature = partition.lipschitz() if rule == "gsl" else gradient
     if rule == "gsd":
         curvature = _needed("lipschitz", lipschitz, rule, n)
     return int(partition.scores(gradient, rule, curvature).argmax())
+
+
+def _safe_step(bound: Bound) -> float:
+    """The inverse of the largest eigenvalue; any step will do where the bound is zero."""
+    largest = float(bound.largest_eigenvalue())
+    return 1 / largest if largest > 0 else 1.0
 
 
 Chooser = Callable[[Tensor, Tensor, int], Tensor]  # gradient, x, iteration -> block
@@ -202,7 +209,7 @@ def _variable_chooser(
     if rule == "gsd":
         return lambda gradient, x, t: torch.topk(diagonal_gain(gradient, diagonal), size).indices
     if rule == "gsq":
-        step = 1 / float(bound.largest_eigenvalue())
+        step = _safe_step(bound)
         return lambda gradient, x, t: hard_threshold_block(gradient, size, bound, step, 10)
     if rule == "lipschitz":
         weights = bound.diagonal().to(home)
@@ -342,7 +349,7 @@ def block_coordinate_descent(
     Raises:
         ValueError: an unknown rule or update, sizes out of range, shapes that do not fit, a start
             outside the orthant, an objective that is not 0-d.
-        TypeError: `x0` is not float32 or float64.
+        TypeError: `x0` is not float32 or float64, or `hessian` has another dtype.
 
     Source: Algorithm 1 and the sections on rules, updates and two-metric projection.
 
@@ -355,7 +362,7 @@ def block_coordinate_descent(
     n = _check_vector("x0", x0)
     if x0.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"x0 must be float32 or float64, got {x0.dtype}")
-    bound = as_bound(hessian, n)
+    bound = as_bound(hessian, n, dtype=x0.dtype)
     _check_rule(rule, VARIABLE_RULES if blocks is None else FIXED_RULES)
     _check_rule(update, ("gradient", "newton"), name="update")
     _check_size("block_size", block_size, n)

@@ -36,6 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wellposed.ops.numerics import warn_of_nan
 from wellposed.train import StackedAdam, StackedSGD, seeded
 from wellposed.train import generator as make_generator
 
@@ -527,6 +528,11 @@ def _spectrum(inputs: Tensor, log_reg: float | Tensor) -> tuple[Tensor, Tensor, 
     return U, d, Q, torch.sigmoid(2 * d.log() - log_reg)
 
 
+def _divided(gates: Tensor, d: Tensor) -> Tensor:
+    """Gates over singular values; both vanish together, the gates faster."""
+    return gates / torch.where(d > 0, d, 1.0)
+
+
 def ridge_gates(inputs: Tensor, log_reg: float | Tensor) -> Tensor:
     r"""Gates that turn least squares into ridge, :math:`\mathrm{sigmoid}(\log d_i^2 - \lambda)`.
 
@@ -580,7 +586,7 @@ def ridge_best_response(inputs: Tensor, targets: Tensor, log_reg: float | Tensor
         [1.0, 2.0]
     """
     U, d, Q, gates = _spectrum(inputs, log_reg)
-    return Q.mT @ (gates / d * (U.mT @ _checked_targets(inputs, targets)))
+    return Q.mT @ (_divided(gates, d) * (U.mT @ _checked_targets(inputs, targets)))
 
 
 def ridge_response_jacobian(inputs: Tensor, targets: Tensor, log_reg: float | Tensor) -> Tensor:
@@ -607,7 +613,7 @@ def ridge_response_jacobian(inputs: Tensor, targets: Tensor, log_reg: float | Te
     """
     U, d, Q, gates = _spectrum(inputs, log_reg)
     slope = -gates * (1 - gates)
-    return Q.mT @ (slope / d * (U.mT @ _checked_targets(inputs, targets)))
+    return Q.mT @ (_divided(slope, d) * (U.mT @ _checked_targets(inputs, targets)))
 
 
 # --- networks side by side -------------------------------------------------------------------
@@ -620,7 +626,7 @@ def dropout(
 
     Args:
         input: shape ``(..., B, features...)``.
-        probability: rates in [0, 1), one for each leading entry; they get no gradient.
+        probability: rates in [0, 1], one for each leading entry; they get no gradient.
         training: whether to drop; if not, the input is returned.
         generator: source of the masks.
 
@@ -645,7 +651,8 @@ def dropout(
         *probability.shape, *[1] * (input.ndim - probability.ndim)
     )
     noise = torch.rand(input.shape, generator=generator, dtype=input.dtype, device=input.device)
-    return input * noise.lt_(keep).mul_(keep.reciprocal())
+    gain = torch.where(keep > 0, keep.reciprocal(), 0.0)
+    return input * noise.lt_(keep).mul_(gain)
 
 
 def best_of_drawn(valid_loss: Tensor, values: Tensor, k: int) -> Tensor:
@@ -872,6 +879,7 @@ class _Curves:
         for p, value in zip(self.nets.parameters, best):
             p.copy_(value)
         test = self.nets.evaluate(self.nets.task.test, hyper)
+        warn_of_nan("training", *self.valid, *test, history, scale)
         return TuningRun(torch.stack(self.valid), self.least, *test, history, scale)
 
 
@@ -915,7 +923,7 @@ def train_fixed(
         seed: of batches, masks and shifts.
 
     Returns:
-        A :class:`TuningRun`.
+        A :class:`TuningRun`; a RuntimeWarning if a network diverged.
 
     Raises:
         ValueError: shapes that do not fit, or a number below 1.
@@ -979,7 +987,8 @@ def train_self_tuning(
         entropy_weight: weight of its entropy, one number or one for each trial.
 
     Returns:
-        A :class:`TuningRun`; ``hyper_history`` has ``steps + 1`` entries.
+        A :class:`TuningRun`; ``hyper_history`` has ``steps + 1`` entries. A RuntimeWarning if a
+        network diverged.
 
     Raises:
         ValueError: shapes that do not fit, or a number below 1.

@@ -44,6 +44,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Beta
 
+from wellposed.ops.numerics import warn_of_nan
 from wellposed.train import generator, minibatches, seeded
 
 __all__ = [
@@ -273,7 +274,8 @@ def sample_cells(dist: Beta) -> Tensor:
         dist: Beta distributions with batch shape ``(N, J)``.
 
     Returns:
-        Cells of shape ``(N, J)``, in [1e-6, 1 - 1e-6].
+        Cells of shape ``(N, J)``, in [1e-6, 1 - 1e-6]. NaN where both concentrations are 0, or
+        infinite, as after a policy that diverged: looking for it here would wait for the device.
 
     Source: the released code (training loop); the clamp is ours.
 
@@ -425,10 +427,10 @@ def heat(
         kernel_size, sigma: blur of the masks, see :func:`render_mask`.
 
     Returns:
-        Mean masks and costs, on the CPU.
+        Mean masks and costs, on the CPU. A RuntimeWarning if the run diverged.
 
     Raises:
-        ValueError: ``epochs`` below 1, images that are not 4-D.
+        ValueError: ``epochs`` below 1, images that are not 4-D, fewer than two of them.
 
     Source: the released code (training loop; 90 epochs, batches of 32 a device).
 
@@ -444,9 +446,10 @@ def heat(
         >>> run.mean_mask.shape
         torch.Size([4, 4])
     """
-    if epochs < 1 or x.ndim != 4:
+    if epochs < 1 or x.ndim != 4 or len(x) < 2 or len(x) != len(y):
         raise ValueError(
-            f"epochs must be at least 1 and x 4-D, got {epochs} and shape {tuple(x.shape)}"
+            "epochs must be at least 1, x 4-D with two images or more, and y as long, got "
+            f"{epochs} and shapes {tuple(x.shape)} and {tuple(y.shape)}"
         )
     order = generator(seed)
     size = (x.shape[-2], x.shape[-1])
@@ -478,7 +481,9 @@ def heat(
                 total += cost.detach().sum()
             costs.append(total / len(x))
             look()
-    return HeatRun(torch.stack(masks).cpu(), torch.stack(spreads).cpu(), torch.stack(costs).cpu())
+    run = [torch.stack(part).cpu() for part in (masks, spreads, costs)]
+    warn_of_nan("heat", *run)
+    return HeatRun(*run)
 
 
 def _clean(x: Tensor) -> Tensor:

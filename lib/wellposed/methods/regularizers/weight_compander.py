@@ -36,6 +36,7 @@ from torch.nn.utils import parametrize
 
 from wellposed.nets import Stacked
 from wellposed.nets.columns import stacked_forward
+from wellposed.ops.numerics import unit_of
 from wellposed.train import StackedSGD, generator, seeded
 
 __all__ = [
@@ -286,7 +287,7 @@ def weight_statistics(w: Tensor) -> dict[str, Tensor]:
     r"""How peaked and how long-tailed a weight distribution is.
 
     Args:
-        w: effective weights (not the free parameters), any shape, at least two different values.
+        w: effective weights (not the free parameters), any shape.
 
     Returns:
         Scalars: ``kurtosis``, the fourth central moment over the squared second (1.8 for a uniform,
@@ -294,7 +295,7 @@ def weight_statistics(w: Tensor) -> dict[str, Tensor]:
         the standard deviation; ``max_over_std``, the largest size in standard deviations.
 
     Raises:
-        ValueError: fewer than two weights.
+        ValueError: fewer than two weights, or no two that differ.
 
     Source: stands in for the histograms of the paper.
 
@@ -305,8 +306,11 @@ def weight_statistics(w: Tensor) -> dict[str, Tensor]:
     """
     if w.numel() < 2:
         raise ValueError(f"w must hold at least two weights, got shape {tuple(w.shape)}")
+    w = w / unit_of(w, power=4)
     squares = (w - w.mean()).square()
     variance = squares.mean()
+    if not bool(variance > 0):
+        raise ValueError("w must hold at least two different weights")
     std = variance.sqrt()
     return {
         "kurtosis": squares.square().mean() / variance.square(),

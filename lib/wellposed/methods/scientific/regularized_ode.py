@@ -376,7 +376,7 @@ def evaluate_classifiers(
         Mean evaluations a batch, accuracy and largest stiffness estimate, each `(r,)`.
 
     Raises:
-        ValueError: `batch_size` not in `[1, n]`.
+        ValueError: `batch_size` not in `[1, n]`, or another number of labels.
 
     Source: ours.
 
@@ -388,6 +388,8 @@ def evaluate_classifiers(
     """
     if not 1 <= batch_size <= len(x):
         raise ValueError(f"batch_size must be in [1, {len(x)}], got {batch_size}")
+    if len(x) != len(y):
+        raise ValueError(f"x and y must have the same length, got {len(x)} and {len(y)}")
     rows, counts, right, stiff = len(net.get_parameter("b1")), [], [], []
     for part in torch.arange(len(x) // batch_size * batch_size).to(x.device).split(batch_size):
         solution, logits, _ = _solve(net, x[part].expand(rows, -1, -1), 1.0, tol, path=path)
@@ -443,7 +445,8 @@ def train_classifiers(
         Curves `(epochs + 1, arms, seeds)` and the networks.
 
     Raises:
-        ValueError: no arm or seed, a number out of range, fewer examples than a batch.
+        ValueError: no arm or seed, a number out of range, fewer examples than a batch, another
+            number of labels, nothing to watch.
 
     Source: Pal et al. 2021, supervised classification; hyper-parameters are ours.
 
@@ -460,6 +463,8 @@ def train_classifiers(
         raise ValueError(
             f"epochs must be at least 1 and batch_size in [1, {len(x)}], got {epochs}, {batch_size}"
         )
+    if len(x) != len(y) or not 0 < len(x_watch) == len(y_watch):
+        raise ValueError("x and y, and x_watch and y_watch, must pair up and hold examples")
     rows, shape = [arm for arm in arms for _ in seeds], (len(arms), len(seeds))
     classes = int(torch.maximum(y.max(), y_watch.max())) + 1
     sizes = (x.shape[1], width, classes)

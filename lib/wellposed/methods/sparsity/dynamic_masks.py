@@ -212,7 +212,7 @@ def mask_prediction_loss(logits: Sequence[Tensor], targets: Sequence[Tensor]) ->
         Shape ``(...)``: a scalar for one network.
 
     Raises:
-        ValueError: no layer, or shapes that differ.
+        ValueError: no layer, no sample, or shapes that differ.
 
     Source: the authors' code (losses).
 
@@ -222,6 +222,8 @@ def mask_prediction_loss(logits: Sequence[Tensor], targets: Sequence[Tensor]) ->
         4.0
     """
     check_lists("logits", "targets", logits, targets)
+    if any(p.ndim < 2 or p.shape[-2] == 0 for p in logits):
+        raise ValueError("logits must have shape (..., n, c) with n at least 1")
     bce = F.binary_cross_entropy_with_logits
     terms = [bce(p, g, reduction="none").sum(-1).mean(-1) for p, g in zip(logits, targets)]
     return torch.stack(terms).mean(0)
@@ -384,7 +386,7 @@ def forward_with_masks(net: ConvNet | DynamicNet, x: Tensor, masks: Sequence[Ten
         Class scores ``(n, classes)``.
 
     Raises:
-        ValueError: not one mask a layer.
+        ValueError: not one mask a layer, or a mask for another number of images.
 
     Source: ours, for controls.
 
@@ -397,6 +399,8 @@ def forward_with_masks(net: ConvNet | DynamicNet, x: Tensor, masks: Sequence[Ten
     stages = _stages(net)
     if len(masks) != len(stages):
         raise ValueError(f"masks must be one tensor for each of {len(stages)} layers")
+    if any(len(mask) not in (1, len(x)) for mask in masks):
+        raise ValueError(f"masks must have 1 or {len(x)} rows, got {[len(m) for m in masks]}")
     for (conv, norm), mask in zip(stages, masks):
         x = norm(conv(x)).relu() * mask[:, :, None, None]
     out: Tensor = net.classifier(x.mean((2, 3)))

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from wellposed.ops.hessian import lanczos, per_sample_jacobian
+from wellposed.ops.numerics import unit_of, warn_of_nan
 
 __all__ = [
     "DiagonalLinearNet",
@@ -116,7 +117,7 @@ def second_moment_step(
         batch_size: $B$, at least 1, drawn with replacement; None for the full batch (no noise).
 
     Returns:
-        $M'$, `(p, p)`.
+        $M'$, `(p, p)`; a RuntimeWarning where it overflows.
 
     Raises:
         ValueError: shapes that do not fit, values that are not finite, a number out of range.
@@ -135,10 +136,11 @@ def second_moment_step(
         raise ValueError(f"moment must have shape ({p}, {p}), got {tuple(moment.shape)}")
     g = jacobian.T @ jacobian / n
     shrink = torch.eye(p, dtype=g.dtype, device=g.device) - lr * g
-    mean = shrink @ moment @ shrink
-    if batch_size is None:
-        return mean
-    return mean + lr**2 / batch_size * (_fourth(moment, jacobian) - g @ moment @ g)
+    after = shrink @ moment @ shrink
+    if batch_size is not None:
+        after = after + lr**2 / batch_size * (_fourth(moment, jacobian) - g @ moment @ g)
+    warn_of_nan("second_moment_step", after)
+    return after
 
 
 def critical_learning_rate(jacobian: Tensor, batch_size: int | None = 1) -> Tensor:
@@ -169,11 +171,14 @@ def critical_learning_rate(jacobian: Tensor, batch_size: int | None = 1) -> Tens
         0.125
     """
     _check_positive(batch_size=batch_size)
-    eigenvalues, rows = _eigenbasis(jacobian)
+    _check_jacobian(jacobian)
+    unit = unit_of(jacobian.detach().double(), power=4)
+    eigenvalues, rows = _eigenbasis(jacobian.detach().double() / unit)
+    unit = unit.squeeze()
     if len(eigenvalues) == 0:
         return jacobian.new_tensor(math.inf)
     if batch_size is None:
-        return (2 / eigenvalues.max()).to(jacobian.dtype)
+        return (2 / eigenvalues.max() / unit / unit).to(jacobian.dtype)
     half, both = (eigenvalues[:, None] + eigenvalues).rsqrt(), eigenvalues.outer(eigenvalues)
 
     def apply(vector: Tensor) -> Tensor:
@@ -184,7 +189,7 @@ def critical_learning_rate(jacobian: Tensor, batch_size: int | None = 1) -> Tens
     # The worst deviation is positive semidefinite, so the identity is never orthogonal to it.
     start = torch.eye(len(half), dtype=half.dtype, device=half.device).flatten()
     found = lanczos(apply, start, max_iter=200, tol=1e-6)
-    return (1 / found.value).to(jacobian.dtype)
+    return (1 / found.value / unit / unit).to(jacobian.dtype)
 
 
 def path_norm(output_weights: Tensor, input_weights: Tensor) -> Tensor:

@@ -102,8 +102,8 @@ def relevance(source_heads: Tensor, target_head: Tensor, p: int = 1) -> Tensor:
         $\nu^p$, `(..., M)`, in the dtype of `source_heads`.
 
     Raises:
-        ValueError: shapes do not fit, another `p`, values that are not finite, or a target that is
-            not a combination of the sources.
+        ValueError: shapes do not fit, another `p`, values that are not finite, a target that is not
+            a combination of the sources, or numbers of which the solver makes nothing.
 
     Source: the paper's relevance for p = 1, that of Chen et al. 2022 for p = 2.
 
@@ -117,7 +117,7 @@ def relevance(source_heads: Tensor, target_head: Tensor, p: int = 1) -> Tensor:
         raise ValueError(f"p must be 1 or 2, got {p!r}")
     nu = _times(torch.linalg.pinv(W), w)
     residual = (_times(W, nu) - w).norm(dim=-1)
-    if bool((residual > SPAN_TOL).any()):
+    if bool((residual > SPAN_TOL * w.norm(dim=-1).clamp(min=1)).any()):
         raise ValueError(
             "target_head must be a combination of source_heads, "
             f"the nearest one is {float(residual.max()):.1e} away"
@@ -131,9 +131,16 @@ def relevance(source_heads: Tensor, target_head: Tensor, p: int = 1) -> Tensor:
 def _least_l1(W: Tensor, w: Tensor) -> Tensor:
     from scipy.optimize import linprog  # slow to import, and needed here only
 
-    M = W.shape[1]
-    both = torch.cat([W, -W], dim=1).numpy()
-    found = linprog([1.0] * (2 * M), A_eq=both, b_eq=w.numpy(), method="highs")
+    M, units = W.shape[1], []
+    for part in (W, w):  # the solver takes entries below 1e-9 for zeros
+        size = float(part.abs().max())
+        units.append(1.0 if size == 0 or 1e-4 < size < 1e4 else size)
+    both = (torch.cat([W, -W], dim=1) / units[0]).numpy()
+    found = linprog([1.0] * (2 * M), A_eq=both, b_eq=(w / units[1]).numpy(), method="highs")
+    if found.x is None:
+        raise ValueError(
+            f"source_heads are too badly scaled for the solver, it says: {found.message}"
+        )
     halves = torch.from_numpy(found.x)
     rough = halves[:M] - halves[M:]
     # The solver meets the constraint to about 1e-7; on its support it can be met exactly.
@@ -337,10 +344,15 @@ def excess_risk(basis: Tensor, head: Tensor, true_basis: Tensor, true_head: Tens
         >>> excess_risk(torch.eye(2)[:, :1], 3 * one, torch.eye(2)[:, 1:], 4 * one).item()
         25.0
     """
-    if basis.shape[-2] != true_basis.shape[-2]:
+    if min(basis.ndim, true_basis.ndim) < 2 or basis.shape[-2] != true_basis.shape[-2]:
         raise ValueError(
             "basis and true_basis must have the same number of rows, got "
-            f"{basis.shape[-2]} and {true_basis.shape[-2]}"
+            f"{tuple(basis.shape)} and {tuple(true_basis.shape)}"
+        )
+    if basis.shape[-1:] != head.shape[-1:] or true_basis.shape[-1:] != true_head.shape[-1:]:
+        raise ValueError(
+            "head and true_head must have an entry for each column of their bases, got "
+            f"{tuple(head.shape)} and {tuple(true_head.shape)}"
         )
     return (_times(basis, head) - _times(true_basis, true_head)).square().sum(-1)
 
@@ -579,9 +591,10 @@ def _random_basis(x: Tensor, rank: int, generator: torch.Generator) -> Tensor:
 
 
 def _checked_heads(source_heads: Tensor, target_head: Tensor) -> tuple[Tensor, Tensor]:
-    if source_heads.ndim < 2 or target_head.shape != source_heads.shape[:-1]:
+    fits = source_heads.ndim >= 2 and target_head.shape == source_heads.shape[:-1]
+    if not fits or 0 in source_heads.shape:
         raise ValueError(
-            "source_heads must be (..., k, M) and target_head (..., k), got "
+            "source_heads must be (..., k, M), not empty, and target_head (..., k), got "
             f"{tuple(source_heads.shape)} and {tuple(target_head.shape)}"
         )
     if not bool(source_heads.isfinite().all() & target_head.isfinite().all()):

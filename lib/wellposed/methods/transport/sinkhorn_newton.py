@@ -161,6 +161,9 @@ def transport_plan(x: Tensor, y: Tensor, cost: Tensor, eta: float) -> Tensor:
     Returns:
         $P$, `(n, m)`; its marginals are right only at the optimum. Differentiable.
 
+    Raises:
+        ValueError: shapes do not fit, `eta` out of range.
+
     Source: section 3.
 
     Example:
@@ -190,6 +193,9 @@ def lyapunov_potential(
     Returns:
         0-d. Differentiable; the gradient in `x` is $r-P\mathbf 1$.
 
+    Raises:
+        ValueError: shapes do not fit, `eta` out of range.
+
     Source: section 3, equation of the Lyapunov potential.
 
     Example:
@@ -198,7 +204,10 @@ def lyapunov_potential(
         >>> lyapunov_potential(x, zero, torch.full((1, 1), 0.5), one, one, eta=4.0).item()
         0.5
     """
-    return -transport_plan(x, y, cost, eta).sum() / eta + r @ x + c @ y
+    plan = transport_plan(x, y, cost, eta)
+    if r.shape != x.shape or c.shape != y.shape:
+        raise ValueError(f"r and c must fit x and y, got {tuple(r.shape)} and {tuple(c.shape)}")
+    return -plan.sum() / eta + r @ x + c @ y
 
 
 def mass_outside(plan: Tensor, *, sparsity: float) -> Tensor:
@@ -211,6 +220,9 @@ def mass_outside(plan: Tensor, *, sparsity: float) -> Tensor:
     Returns:
         0-d, in $[0, 1]$: what the sparsified Hessian leaves out.
 
+    Raises:
+        ValueError: a plan without mass, `sparsity` out of range.
+
     Source: Definition of $(\lambda,\epsilon)$-sparsity, section 5.
 
     Example:
@@ -218,7 +230,10 @@ def mass_outside(plan: Tensor, *, sparsity: float) -> Tensor:
         0.125
     """
     kept = torch.topk(plan.flatten(), _num_kept(plan, sparsity), sorted=False).values
-    return 1 - kept.sum() / plan.sum()
+    total = plan.sum()
+    if not bool(total > 0):
+        raise ValueError("plan must have positive mass")
+    return 1 - kept.sum() / total
 
 
 def sinkhorn(
@@ -322,7 +337,8 @@ def sparse_newton_direction(
         and 1e-5 in float32.
 
     Raises:
-        TypeError, ValueError: see :func:`sinkhorn_newton_sparse`.
+        TypeError, ValueError: see :func:`sinkhorn_newton_sparse`; also potentials whose plan has a
+            row or column without mass, or overflows.
 
     Source: Algorithm 1, stage 2.
 
@@ -336,6 +352,9 @@ def sparse_newton_direction(
     _check_shapes(x, y, cost, eta)
     _check_problem(cost, r, c, eta, 0.0)
     point = _point(r, c, eta * x, eta * y, transport_plan(x, y, cost, eta))
+    sums = torch.cat([point.rows, point.columns])
+    if not bool(((sums > 0) & (sums < math.inf)).all()):
+        raise ValueError("x and y must give a plan with finite mass in each row and column")
     tol = 1e-10 if cost.dtype == torch.float64 else 1e-5
     keep = _num_kept(cost, sparsity)
     du, dv, _ = _direction(point, r, c, keep=keep, tol=tol, damping=0.0)

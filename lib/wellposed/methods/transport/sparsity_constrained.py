@@ -410,7 +410,7 @@ def train_experts(
         An :class:`ExpertsResult`.
 
     Raises:
-        ValueError: shapes do not fit, fewer examples than a batch, `balance` negative.
+        ValueError: shapes do not fit or are empty, fewer examples than a batch, `balance` negative.
 
     Source: Liu et al. 2023, at the scale of a notebook; Fedus et al. 2022 (balancing loss).
 
@@ -423,7 +423,8 @@ def train_experts(
         >>> run.test_accuracy.tolist()
         [1.0]
     """
-    if x.ndim != 3 or x.shape[:2] != target.shape or x_test.shape[:2] != target_test.shape:
+    fits = x.ndim == 3 and x.shape[:2] == target.shape and x_test.shape[:2] == target_test.shape
+    if not fits or len(x) != len(x_test) or 0 in x.shape:
         raise ValueError("x must have shape (s, n, d), target (s, n), and the test set likewise")
     if min(x.shape[1], x_test.shape[1]) < batch_size:
         raise ValueError(f"x and x_test must hold a batch of {batch_size} examples")
