@@ -37,7 +37,9 @@ CASES = {
         on_device=False,
     ),
     "one_hot_columns": Case(
-        inputs=lambda g: (_pairs(g),), call=lambda pairs: one_hot_columns(pairs, 5)
+        inputs=lambda g: (_pairs(g),),
+        call=lambda pairs: one_hot_columns(pairs, 5),
+        keeps_dtype=False,
     ),
     "stacked_logits": Case(
         inputs=lambda g: (torch.ones(1), _pairs(g)), call=lambda like, pairs: _stacked(like, pairs)
