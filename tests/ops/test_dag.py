@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from contract import Case
 from wellposed.ops.dag import (
+    centered_samples,
     edge_rates,
     random_dag,
     simulate_linear_sem,
@@ -32,6 +33,11 @@ def _two(g):
 
 
 CASES = {
+    "centered_samples": Case(
+        inputs=lambda g: (torch.randn(5, 3, generator=g),),
+        call=centered_samples,
+        keeps_dtype=False,
+    ),
     "random_dag": Case(
         inputs=lambda g: (torch.zeros(1),),
         call=lambda like: random_dag(6, 5, batch=2, generator=_generator()),
@@ -54,6 +60,22 @@ CASES = {
 
 def _acyclic(w):
     return nx.is_directed_acyclic_graph(nx.DiGraph(w.numpy()))
+
+
+def test_centering_is_for_each_problem():
+    """Fails if the mean runs over the batch, or the input is changed in place."""
+    x = torch.randn(2, 9, 3, generator=_generator()) + 5
+    before = x.clone()
+    found = centered_samples(x)
+    assert torch.equal(x, before)
+    assert found.dtype == F64
+    for b in range(2):
+        for j in range(3):
+            mean = sum(x[b, i, j].double() for i in range(9)) / 9
+            torch.testing.assert_close(found[b, :, j], x[b, :, j].double() - mean)
+    assert centered_samples(x[0]).shape == (1, 9, 3)
+    with pytest.raises(TypeError, match="floating"):
+        centered_samples(x.long())
 
 
 def test_random_dag_has_the_promised_edges():
@@ -150,6 +172,9 @@ def test_undirected_edge_counts_as_right():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: centered_samples(torch.ones(3)), "shape"),
+        (lambda: centered_samples(torch.ones(1, 3)), "2 samples"),
+        (lambda: centered_samples(torch.full((2, 2), torch.inf)), "finite"),
         (lambda: random_dag(0, 0), "num_nodes"),
         (lambda: random_dag(3, 4), "num_edges"),
         (lambda: random_dag(3, 2, low=2.0, high=1.0), "low and high"),
@@ -160,6 +185,10 @@ def test_undirected_edge_counts_as_right():
         (
             lambda: simulate_linear_sem(torch.zeros(2, 2), 3, noise_std=1.0, distribution="cauchy"),
             "distribution",
+        ),
+        (
+            lambda: simulate_linear_sem(1e30 * torch.ones(4, 4).triu(1), 3, noise_std=1.0),
+            "overflow",
         ),
         (lambda: threshold_dag(torch.zeros(3)), "weights"),
         (lambda: threshold_dag(torch.full((2, 2), torch.nan)), "finite"),

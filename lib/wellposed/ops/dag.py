@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "centered_samples",
     "edge_rates",
     "random_dag",
     "simulate_linear_sem",
@@ -43,6 +44,37 @@ def _strong_order(edges: Tensor) -> Tensor | None:
         ready = (parents == 0).nonzero()[:, 0]
     found = torch.cat(order) if order else ready
     return found if len(found) == len(edges) else None
+
+
+def centered_samples(x: Tensor) -> Tensor:
+    """Samples without their means, as a batch in float64.
+
+    Args:
+        x: `(n, d)` or `(b, n, d)`, floating; left as it is.
+
+    Returns:
+        `(b, n, d)`, with b = 1 for a single problem.
+
+    Raises:
+        TypeError: `x` is not floating.
+        ValueError: another shape, fewer than 2 samples, entries that are not finite.
+
+    Source: the sample mean.
+
+    Example:
+        >>> centered_samples(torch.tensor([[1.0], [3.0]])).flatten().tolist()
+        [-1.0, 1.0]
+    """
+    if not x.is_floating_point():
+        raise TypeError(f"x must be floating, got {x.dtype}")
+    if x.ndim not in (2, 3) or 0 in x.shape:
+        raise ValueError(f"x must have shape (n, d) or (b, n, d), got {tuple(x.shape)}")
+    if x.shape[-2] < 2:
+        raise ValueError(f"x must hold at least 2 samples, got {x.shape[-2]}")
+    if not bool(x.isfinite().all()):
+        raise ValueError("x must be finite in every entry")
+    samples = x.detach().double().reshape(-1, *x.shape[-2:])
+    return samples - samples.mean(-2, keepdim=True)
 
 
 def random_dag(
@@ -118,7 +150,8 @@ def simulate_linear_sem(
         X, `(n, d)` or `(b, n, d)`.
 
     Raises:
-        ValueError: weights with a cycle or not square, an unknown distribution, a bad number.
+        ValueError: weights with a cycle or not square, an unknown distribution, a bad number,
+            samples that overflow.
 
     Source: Saboksayr et al. 2024, section on experiments.
 
@@ -152,6 +185,8 @@ def simulate_linear_sem(
     noise = noise * std.expand(*weights.shape[:-2], d).unsqueeze(-2)
     eye = torch.eye(d, dtype=dtype, device=device)
     samples: Tensor = torch.linalg.solve(eye - weights, noise, left=False)
+    if not bool(samples.isfinite().all()):
+        raise ValueError("weights or noise_std are so large that samples overflow")
     return samples
 
 

@@ -1,0 +1,1 @@
+"""Methods of the chapter: Time series, graphs, tables, events, control."""
