@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 from torch import Tensor
 
+from contract import Case, sizes
 from wellposed.ops.linear_classifiers import LinearPath, logistic_path, svm_path
 
 REGS = [3.0, 0.1, 1e-2, 1e-4]
@@ -155,3 +156,25 @@ def test_bad_input(solve: object) -> None:
         solve(x, y, [1.0], tol=0.0)  # type: ignore[operator]
     with pytest.raises(TypeError, match="floating"):
         solve(x.long(), y, [1.0])  # type: ignore[operator]
+
+
+@pytest.mark.filterwarnings("ignore:.*did not reach tol")
+@pytest.mark.parametrize("path", [svm_path, logistic_path])
+def test_a_huge_problem_has_an_answer(path) -> None:  # type: ignore[no-untyped-def]
+    """The system of rank two, plus one, is indefinite after rounding."""
+    x, y = problem(12, 2)
+    assert path(1e40 * x, y, [0.1]).weight.isfinite().all()
+
+
+def _classes(g: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Two problems; the labels take turns."""
+    n, d = sizes(g, 2, least=2)
+    y = torch.ones(2, n, dtype=torch.int64)
+    y[:, ::2] = -1
+    return torch.randn(2, n, d, generator=g), y
+
+
+CASES = {
+    "svm_path": Case(_classes, lambda x, y: svm_path(x, y, [0.5, 0.1], tol=1e-3)),
+    "logistic_path": Case(_classes, lambda x, y: logistic_path(x, y, [0.5, 0.1], tol=1e-3)),
+}

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from contract import Case, sizes
 from wellposed.ops.quantize import (
     HWGQ_STEPS,
     check_bits,
@@ -219,3 +220,42 @@ def test_bad_input():
         hwgq_quantize(x, [4, 8])
     with pytest.raises(ValueError, match="at least one"):
         check_bits([])
+
+
+def test_a_step_of_zero_quantizes_to_nearly_zero():
+    found = lsq_quantize(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor(0.0), 4)
+    torch.testing.assert_close(found, torch.zeros(3))
+
+
+def _any(g):
+    return (torch.randn(sizes(g, 2), generator=g),)
+
+
+CASES = {
+    "check_bits": Case(inputs=lambda g: ([4, 8],), call=check_bits),
+    "quantization_noise": Case(
+        inputs=_any,
+        call=lambda x: quantization_noise(x, 4, generator=torch.Generator(x.device).manual_seed(0)),
+        on_device=False,
+    ),
+    "mixed_noise": Case(
+        inputs=lambda g: (*_any(g), torch.rand(2, generator=g), torch.rand((), generator=g)),
+        call=lambda x, p, width: mixed_noise(
+            x, p, [4, 8], width, generator=torch.Generator(x.device).manual_seed(0)
+        ),
+        on_device=False,
+    ),
+    "minmax_quantize": Case(inputs=_any, call=lambda x: minmax_quantize(x, 4)),
+    "lsq_quantize": Case(
+        inputs=lambda g: (*_any(g), torch.rand((), generator=g)),
+        call=lambda x, step: (lsq_quantize(x, step, 4), lsq_quantize(x, step, 2, signed=False)),
+    ),
+    "lsq_initial_step": Case(
+        inputs=_any, call=lambda x: (lsq_initial_step(x, 4), lsq_initial_step(x, 4, True, True))
+    ),
+    "hwgq_step": Case(inputs=lambda g: (), call=lambda: hwgq_step(4)),
+    "hwgq_quantize": Case(
+        inputs=lambda g: (torch.randn(2, *sizes(g, 2), generator=g),),
+        call=lambda x: (hwgq_quantize(x, 4), hwgq_quantize(x, [2, 8])),
+    ),
+}

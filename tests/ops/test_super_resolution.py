@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from contract import Case, sizes
 from wellposed.ops.super_resolution import enlarge, psnr, random_pairs, shrink, to_gray
 
 
@@ -55,3 +56,22 @@ def test_bad_input():
         random_pairs(x, torch.rand(2, 3, 16, 17), crop=4, count=1, generator=g)
     with pytest.raises(ValueError, match="images must be floating images"):
         shrink(torch.ones(8, 8), 2)
+
+
+def _images(g, *, colors=1):
+    n, h, w = sizes(g, 3)
+    return (torch.rand(n, colors, 2 * h, 2 * w, generator=g),)
+
+
+CASES = {
+    "to_gray": Case(inputs=lambda g: _images(g, colors=3), call=to_gray),
+    "shrink": Case(inputs=_images, call=lambda x: shrink(x, 2)),
+    "enlarge": Case(inputs=_images, call=lambda x: enlarge(x, 3)),
+    "random_pairs": Case(
+        inputs=lambda g: (torch.rand(3, 1, 4, 4, generator=g), torch.rand(3, 1, 8, 8, generator=g)),
+        call=lambda a, b: random_pairs(
+            a, b, crop=2, count=4, generator=torch.Generator().manual_seed(0)
+        ),
+    ),
+    "psnr": Case(inputs=lambda g: (torch.rand(sizes(g, 1), generator=g),), call=psnr),
+}

@@ -5,6 +5,7 @@ A mask is True where an entry is observed. Steps past the end of a series are ne
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
 __all__ = [
     "JAPANESE_VOWELS",
     "Series",
+    "batches_by_seed",
+    "check_repeated",
     "japanese_vowels",
     "missing_at_random",
     "missing_by_value",
     "missing_channels",
     "missing_in_blocks",
+    "rows_by_seed",
     "standardize",
     "valid_steps",
 ]
@@ -36,8 +40,8 @@ JAPANESE_VOWELS = DataCard(
     license="CC BY 4.0",
     license_url="https://creativecommons.org/licenses/by/4.0/",
     citation=(
-        "M. Kudo, J. Toyama, M. Shimbo. Multidimensional curve classification using passing-through "
-        "regions. Pattern Recognition Letters 20(11-13), 1999."
+        "M. Kudo, J. Toyama, M. Shimbo. Multidimensional curve classification using "
+        "passing-through regions. Pattern Recognition Letters 20(11-13), 1999."
     ),
     homepage="https://archive.ics.uci.edu/dataset/128/japanese+vowels",
     train=270,
@@ -57,9 +61,7 @@ JAPANESE_VOWELS = DataCard(
         ),
     ),
     sources=(
-        Installed(
-            package="sktime", folder="datasets/data/JapaneseVowels", distribution="sktime"
-        ),
+        Installed(package="sktime", folder="datasets/data/JapaneseVowels", distribution="sktime"),
     ),
 )
 
@@ -260,3 +262,42 @@ def missing_by_value(
     _check(x, lengths, 0.0)
     draw = torch.rand(x.shape, generator=generator, device=x.device)
     return (draw >= torch.sigmoid(slope * x)) & valid_steps(lengths, x.shape[1]).unsqueeze(-1)
+
+
+def batches_by_seed(n: int, batch: int, seeds: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Batches of one epoch for several seeds, each with an order of its own.
+
+    Yields:
+        int64 tensors of shape ``(seeds, b)`` with b <= ``batch``.
+
+    Raises:
+        ValueError: ``n`` or ``batch`` below 1.
+
+    Example:
+        >>> import torch
+        >>> [tuple(b.shape) for b in batches_by_seed(5, 3, 2, torch.Generator())]
+        [(2, 3), (2, 2)]
+    """
+    import torch
+
+    if n < 1 or batch < 1:
+        raise ValueError(f"n and batch must be at least 1, got {n} and {batch}")
+    place = generator.device
+    orders = [torch.randperm(n, generator=generator, device=place) for _ in range(seeds)]
+    yield from torch.stack(orders).split(batch, dim=1)
+
+
+def rows_by_seed(values: Tensor, index: Tensor) -> Tensor:
+    """Rows ``index`` (seeds, b) of ``values`` (seeds, n, ...), seed by seed."""
+    import torch
+
+    return values[torch.arange(len(values), device=values.device)[:, None], index]
+
+
+def check_repeated(x: Tensor, mask: Tensor, lengths: Tensor) -> None:
+    """Raise ValueError unless shapes are ``(seeds, n, steps, features)`` twice, and ``(n,)``."""
+    if x.ndim != 4 or mask.shape != x.shape or lengths.shape != x.shape[1:2]:
+        raise ValueError(
+            f"x and mask must be (seeds, n, steps, features) and lengths (n,), got "
+            f"{tuple(x.shape)}, {tuple(mask.shape)} and {tuple(lengths.shape)}"
+        )

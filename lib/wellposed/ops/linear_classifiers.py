@@ -98,6 +98,19 @@ def _solve(
     return LinearPath(weight, bias, coef, residual, good, iters)
 
 
+def _cholesky(system: Tensor) -> Tensor:
+    """Cholesky factors; where rounding makes a system indefinite, of a slightly larger one."""
+    factor: Tensor
+    factor, info = torch.linalg.cholesky_ex(system)
+    if info.any():
+        hair = system.shape[-1] * torch.finfo(system.dtype).eps * (info > 0)
+        system = system.clone()
+        diagonal = system.diagonal(dim1=-2, dim2=-1)
+        diagonal.add_(10 * hair[..., None] * diagonal.amax(-1, keepdim=True))
+        factor = torch.linalg.cholesky_ex(system)[0]
+    return factor
+
+
 # --- support vector machine ---------------------------------------------------------------------
 
 
@@ -134,7 +147,7 @@ def _newton_step(
     system = system * (used[:, :, None] & used[:, None, :])
     system.diagonal(dim1=-2, dim2=-1).add_(torch.where(used, 1 / sigma, 1.0))
     right = (push[todo].gather(-1, place) * used)[..., None]
-    inside = torch.cholesky_solve(right, torch.linalg.cholesky(system))[..., 0]
+    inside = torch.cholesky_solve(right, _cholesky(system))[..., 0]
     step = torch.zeros_like(residual)
     step[todo] = torch.scatter_add(-residual[todo], -1, place, inside)
     return step
@@ -286,7 +299,7 @@ def _logistic(gram: Tensor, y: Tensor, c: Tensor, tol: float, max_iter: int) -> 
         system = root[..., :, None] * gram[:, None] * root[..., None, :] + eye
         target = root * (image + bias[..., None]) + y * c.sqrt() * (-margin / 2).exp()
         both = torch.stack([target, root], dim=-1)
-        solved = torch.cholesky_solve(both, torch.linalg.cholesky(system))
+        solved = torch.cholesky_solve(both, _cholesky(system))
         sums = (root[..., None] * solved).sum(-2)
         new_bias = sums[..., 0] / sums[..., 1]
         new_beta = root * (solved[..., 0] - new_bias[..., None] * solved[..., 1])

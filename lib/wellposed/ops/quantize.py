@@ -16,6 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+__all__ = [
+    "HWGQ_STEPS",
+    "KINDS",
+    "Bits",
+    "check_bits",
+    "hwgq_quantize",
+    "hwgq_step",
+    "lsq_initial_step",
+    "lsq_quantize",
+    "minmax_quantize",
+    "mixed_noise",
+    "quantization_noise",
+]
+
 Bits = int | Tensor
 """A number of bits, or a tensor of them that broadcasts against the input."""
 
@@ -204,7 +218,7 @@ def lsq_quantize(
 
     Args:
         x: floating tensor.
-        step: s > 0, broadcastable to ``x``.
+        step: s > 0, broadcastable to ``x``; 0 counts as the smallest normal number.
         bits: b; at least 2 if signed, because one bit leaves no level above zero.
         signed: which levels.
         numel: in the scale of the gradient; the number of entries of ``x`` if None.
@@ -229,7 +243,9 @@ def lsq_quantize(
     low, high = _levels(bits, signed)
     scale = (high * (max(x.numel(), 1) if numel is None else numel)) ** -0.5
     slow = step * scale  # the value is that of step, the gradient is scaled
-    step = slow + (step - slow).detach()
+    with torch.no_grad():
+        fast = torch.where(step == 0, torch.finfo(step.dtype).tiny, step) - slow
+    step = slow + fast
     v = x / step
     if isinstance(low, Tensor) and isinstance(high, Tensor):
         v = v.clamp(low.to(x.dtype), high.to(x.dtype))

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+__all__ = ["enlarge", "psnr", "random_pairs", "shrink", "to_gray"]
+
 
 def _check_images(name: str, images: Tensor) -> None:
     if images.ndim != 4 or not images.is_floating_point() or images.numel() == 0:
