@@ -38,7 +38,7 @@ def loosest(
     for setting in settings:
         if setting == settings[-1] or error(solve(setting)) <= goal:
             break
-    return Contender(lambda: solve(setting), error, f"{setting:g}")
+    return Contender(lambda: solve(setting), error, f"at {setting:.2g}")
 
 
 def contest(

@@ -56,9 +56,9 @@ def contenders(m: int, n: int, k: int) -> dict[str, Contender]:
 
     def smooth(f: Callable[[float], Found]) -> Contender:
         fits = [tol for tol, found in runs[f] if gap(found) <= GAP] or [TOLERANCES[-1]]
-        return Contender(lambda: f(fits[0]), gap, f"tolerance {fits[0]:g}")
+        return Contender(lambda: f(fits[0]), gap, f"tolerance {fits[0]:.2g}")
 
-    plan, _ = ours(float(smooth(ours).setting.split()[1]))
+    plan, _ = smooth(ours).call()
     target = max(float(abs(plan.sum(1) - rows).sum()), 1e-6)
     price = float((plan * table).sum()) * (1 + COST_GAP)
 

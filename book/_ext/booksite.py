@@ -2,9 +2,9 @@
 
 Every paper's page gets its card at the top, and related papers and the citation at its end. The
 directives ``gallery``, ``chapter-papers``, ``ledger``, ``chapters``, ``totals``, ``comparison`` and
-``racetrack`` draw the other pages, and the role ``paper`` links to a paper by its slug. Papers stand in reading order
-everywhere. The extension knows the book's machinery (``wellposed.book``) and nothing of the
-methods.
+``racetrack`` draw the other pages, and the role ``paper`` links to a paper by its slug. Papers
+stand in reading order everywhere. The extension knows the book's machinery (``wellposed.book``) and
+nothing of the methods.
 """
 
 import hashlib
@@ -181,6 +181,8 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+
+
 def span(seconds: float) -> str:
     """A measured time, from microseconds up, in three digits."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
