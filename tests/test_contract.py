@@ -20,12 +20,6 @@ from wellposed import methods, nets, ops, train
 
 TESTS = Path(__file__).parent
 SEED = 20
-OPS, NETS = "linear_classifiers quantize super_resolution", "mixed sequence superres"
-WITHOUT_CASES = {  # new: they get cases with the papers that they are for
-    f"wellposed.{layer}.{name}"
-    for layer, names in (("ops", OPS), ("nets", NETS))
-    for name in names.split()
-}
 
 
 def method_modules() -> list[str]:
@@ -41,7 +35,7 @@ def shared_modules() -> list[str]:
         for package in (ops, nets)
         for module in pkgutil.iter_modules(package.__path__)
     ]
-    return sorted({*found, train.__name__} - WITHOUT_CASES)
+    return sorted({*found, train.__name__})
 
 
 def cases_of(name: str) -> dict[str, Case]:

@@ -4,13 +4,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from contract import Case
 from wellposed.nets.mixed import MixedConv2d
 from wellposed.nets.superres import (
+    BatchNormResidual,
     Block,
+    PlainResidual,
     QuantConv2d,
     QuantNet,
+    Skeleton,
     Space,
     convolve,
+    kernel_start,
     parse_op,
     random_architecture,
 )
@@ -165,3 +170,54 @@ def test_bad_input():
         QuantNet(Space(cells=1), [[("3x3", 32)], [("3x3", 4)]], gens(2))
     with pytest.raises(ValueError, match="surrogate must be one of"):
         MixedConv2d(Block(2, 2, ("3x3",)), [4], gens(), "rounding")
+
+
+def _run(make, *inputs):
+    """A module made in the dtype of its inputs."""
+    return make().to(inputs[0])(*inputs).detach()
+
+
+def _one(*shape):
+    return lambda g: (torch.randn(*shape, generator=g),)
+
+
+CASES = {
+    "parse_op": Case(inputs=lambda g: ("3x3/2",), call=parse_op),
+    "random_architecture": Case(
+        inputs=lambda g: (WIDE,),
+        call=lambda space: float(
+            space.bitops(random_architecture(space, [4, 8], *gens(), budget=1e9), 1)
+        ),
+    ),
+    "kernel_start": Case(
+        inputs=lambda g: (), call=lambda: kernel_start((2, 3, 1, 1), *gens()), keeps_dtype=False
+    ),
+    "convolve": Case(
+        inputs=lambda g: (
+            torch.randn(2, 3, 2, 4, 4, generator=g),
+            torch.randn(3, 5, 2, 3, 3, generator=g),
+        ),
+        call=lambda x, w: (convolve(x, w), convolve(x, w[..., :1, :1])),
+    ),
+    "PlainResidual": Case(
+        inputs=_one(2, 1, 3, 4, 4), call=lambda x: PlainResidual(3)(x, torch.relu)
+    ),
+    "BatchNormResidual": Case(
+        inputs=_one(2, 1, 3, 4, 4),
+        call=lambda x: BatchNormResidual(3).to(x)(x, torch.relu).detach(),
+    ),
+    "Skeleton": Case(
+        inputs=_one(2, 1, 1, 4, 4),
+        call=lambda x: Skeleton(Space(), gens()).to(x)(x, lambda i, u: u.relu()).detach(),
+    ),
+    "QuantConv2d": Case(
+        inputs=_one(3, 2, 2, 4, 4),
+        call=lambda x: _run(
+            lambda: QuantConv2d(Block(2, 2, ()), [("3x3", 4), ("1x1", 8)], gens(2)), x
+        ),
+    ),
+    "QuantNet": Case(
+        inputs=_one(3, 1, 1, 4, 4),
+        call=lambda x: _run(lambda: QuantNet(Space(cells=1), [[("3x3", 4)]], gens()), x),
+    ),
+}

@@ -24,6 +24,8 @@ from wellposed.ops.quantize import (
     mixed_noise,
 )
 
+__all__ = ["SURROGATES", "MixedConv2d"]
+
 SURROGATES = ("noise", "official", "direct")
 
 
@@ -44,7 +46,7 @@ class MixedConv2d(nn.Module):
         kind: of the noise.
 
     Raises:
-        ValueError: an unknown surrogate, bits out of range.
+        ValueError: an unknown surrogate, bits out of range, inputs of another shape.
 
     Source: Shvetsov et al. 2024, search space and quantization noise; the authors' code.
 
@@ -84,6 +86,11 @@ class MixedConv2d(nn.Module):
 
     def forward(self, x: Tensor, probs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Map ``(b, size, in, h, w)`` and probabilities ``(size, choices)`` to outputs."""
+        choices = len(self.block.ops) * len(self.bits)
+        if probs.shape != (self.size, choices):
+            raise ValueError(f"probs must be ({self.size}, {choices}), got {tuple(probs.shape)}")
+        if x.ndim != 5 or 0 in x.shape:
+            raise ValueError(f"x must be (b, size, in, h, w), not empty, got {tuple(x.shape)}")
         x = x.relu()
         per_op = probs.view(self.size, len(self.block.ops), len(self.bits))
         direct, official = self.surrogate == "direct", self.surrogate == "official"

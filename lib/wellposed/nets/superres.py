@@ -17,6 +17,25 @@ from torch import Tensor, nn
 from wellposed.ops.quantize import hwgq_quantize, hwgq_step, lsq_initial_step, lsq_quantize
 from wellposed.ops.super_resolution import enlarge
 
+__all__ = [
+    "FULL_PRECISION",
+    "INPUT_AXES",
+    "WEIGHT_AXES",
+    "BatchNormResidual",
+    "Block",
+    "Choice",
+    "Perturb",
+    "PlainResidual",
+    "QuantConv2d",
+    "QuantNet",
+    "Skeleton",
+    "Space",
+    "convolve",
+    "kernel_start",
+    "parse_op",
+    "random_architecture",
+]
+
 FULL_PRECISION = 32
 """Bits that stand for: do not quantize."""
 
@@ -167,12 +186,21 @@ def kernel_start(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 
 def convolve(x: Tensor, weight: Tensor) -> Tensor:
-    """Convolve ``(b, size, in, h, w)`` with ``(size, out, in, k, k)``, network by network."""
+    """Convolve ``(b, size, in, h, w)`` with ``(size, out, in, k, k)``, network by network.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if x.ndim != 5 or weight.ndim != 5 or x.shape[1:3] != weight.shape[::2][:2]:
+        raise ValueError(
+            "x must be (b, size, in, h, w) and weight (size, out, in, k, k), got "
+            f"{tuple(x.shape)}, {tuple(weight.shape)}"
+        )
     b, size, _, h, w = x.shape
     if weight.shape[-1] == 1:  # a grouped convolution is slow here, a matrix product is not
-        return (weight[..., 0, 0] @ x.flatten(3)).view(b, size, -1, h, w)
+        return (weight[..., 0, 0] @ x.flatten(3)).view(b, size, weight.shape[1], h, w)
     out = F.conv2d(x.flatten(1, 2), weight.flatten(0, 1), padding="same", groups=size)
-    return out.view(b, size, -1, h, w)
+    return out.view(b, size, weight.shape[1], h, w)
 
 
 class PlainResidual(nn.Module):
@@ -207,6 +235,9 @@ class Skeleton(nn.Module):
         residual: makes the module around a cell's body from channels and number of networks.
         global_skip: add the bicubic enlargement to the output and start the convolution before the
             enlargement at zero, unless it is searched: training then starts at the bicubic image.
+
+    Raises:
+        ValueError: images that are empty or of another shape.
     """
 
     def __init__(
@@ -346,7 +377,7 @@ class QuantNet(nn.Module):
         global_skip: see :class:`Skeleton`.
 
     Raises:
-        ValueError: no network, or not one choice a block.
+        ValueError: no network, or not one choice a block; images that are empty or do not fit.
 
     Example:
         >>> g = [torch.Generator().manual_seed(s) for s in range(2)]

@@ -175,6 +175,12 @@ def decay_impute(
         raise ValueError(
             f"generated must have the shape of x, got {tuple(generated.shape)} and {tuple(x.shape)}"
         )
+    for part in (weight, bias):
+        pairs = zip(reversed(part.shape), reversed(x.shape))
+        if part.ndim > x.ndim or any(size not in (1, full) for size, full in pairs):
+            raise ValueError(
+                f"weight and bias must broadcast to x, got {tuple(part.shape)}, {tuple(x.shape)}"
+            )
     last, since = last_observed(x, mask, times)
     known = since.isfinite()
     gamma = torch.exp(-F.relu(weight * torch.where(known, since, 0) + bias)) * known

@@ -405,6 +405,13 @@ def test_any_finite_problem_gives_a_finite_image(m, d, rho, scale, seed):
     assert run.residuals.isfinite().all()
 
 
+def test_a_huge_operator_has_an_answer():
+    """Rounding eats the ridge: a Cholesky factorization alone fails."""
+    operator = 1e20 * torch.tensor([[1.0, 2.0, 3.0], [2.0, 4.0, 6.1]], dtype=torch.float64)
+    run = pnp_admm(soft, operator, operator[:, :2].T, rho=1.0, num_iters=3)
+    assert run.x.isfinite().all()
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     d=st.integers(1, 6),

@@ -246,6 +246,11 @@ def test_bad_input():
         find(entropy=[0.1, 0.2])
 
 
+def test_no_noise_without_probability():
+    x = torch.linspace(0, 1, 5)
+    torch.testing.assert_close(qn.noisy_mixture(x, torch.zeros(2), [4, 8]), x)
+
+
 def _random(g, *shape):
     return torch.randn(*shape, generator=g)
 

@@ -153,6 +153,11 @@ def test_bad_input() -> None:
         paper.deviation_angle(0 * w, x, Y)
     with pytest.raises(ValueError, match="x must be"):
         paper.mirror(x[:, :3], w, b)
+    for bad in (w[:2], w.expand(5, 2, 4)):
+        with pytest.raises(ValueError, match="weight must fit"):
+            paper.deviation_angle(bad, x.expand(3, 6, 4), Y.expand(3, 6))
+    with pytest.raises(ValueError, match="not empty"):
+        paper.mirror(x[:, :0], w[:0], b)
     with pytest.raises(ValueError, match="direction"):
         paper.tilt(w, b, 2 * w, 0.1, x[0])
     with pytest.raises(ValueError, match="angle"):

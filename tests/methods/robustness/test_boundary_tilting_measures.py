@@ -165,6 +165,14 @@ def test_bad_input() -> None:
                           generator=torch.Generator())  # fmt: skip
     with pytest.raises(ValueError, match="pairs"):
         bench.digit_pairs(torch.rand(30, 2), LABELS, [], **SIZES, generator=torch.Generator())
+    with pytest.raises(ValueError, match="one an image"):
+        pairs_of(torch.rand(29, 2))
+    with pytest.raises(ValueError, match="no row that is zero"):
+        bench.measure(torch.zeros(2, 1, 3), torch.zeros(2, 1), pairs_of(torch.rand(30, 3)))
+    with pytest.raises(ValueError, match="vary inside"):
+        bench.fit_lda(torch.ones(40, 3), y, 0.5)
+    with pytest.raises(ValueError, match="must fit"):
+        bench.gaussian_error(torch.ones(2), torch.tensor(0.0), y[:1], y[1:2], torch.eye(1))
     with pytest.raises(ValueError, match="weight must be"):
         bench.measure(torch.rand(3), torch.rand(()), pairs_of(torch.rand(30, 3)))
     with pytest.raises(ValueError, match="shrinkage"):

@@ -87,6 +87,11 @@ def test_forward_is_that_of_modules():
         torch.testing.assert_close(out[i], value @ nets.weights[-1][i])
 
 
+def test_divergence_is_told():
+    with pytest.warns(RuntimeWarning, match="train_networks diverged"):
+        _trained(1e100 * _x())
+
+
 def test_training_is_that_of_torch_alone():
     """torch.optim on one network, batch by batch; fails if the loss is averaged over networks,
     if a decay goes to another layer, or if the rate is not dropped."""

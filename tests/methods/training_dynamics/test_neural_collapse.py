@@ -233,6 +233,13 @@ def test_joint_flow_is_the_gradient_and_tends_to_the_central_path():
     assert gaps[2] < 0.2 * gaps[1] < 0.1 * gaps[0]
 
 
+def test_a_ridge_lost_in_rounding():
+    """Equal features c of length 4: each of W is 2 c / (24 c^2); a plain solve fails."""
+    h = torch.full((6, 4), 1e8, dtype=F64)
+    expected = torch.full((3, 4), 1e-8 / 12, dtype=F64)
+    torch.testing.assert_close(optimal_classifier(h, LABELS, 0.5), expected, atol=0, rtol=1e-6)
+
+
 @pytest.mark.parametrize("beta", [0.3, 3.0, 300.0])
 def test_model_is_stationary_and_contracts(beta):
     """Gradient of f by autograd, and the exact law; fails if lambda_H is left out of the solve."""

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from wellposed.nets.convex import LPN, ConvLPN, StackedLPN
 from wellposed.ops.lbfgs import minimize_lbfgs
+from wellposed.ops.numerics import warn_of_nan
 from wellposed.ops.proximal import ProxDefects, prox_defects
 from wellposed.train import StackedAdam
 
@@ -102,9 +103,9 @@ def _reduced(values: Tensor, reduction: Reduction) -> Tensor:
 
 
 def _difference(input: Tensor, target: Tensor) -> Tensor:
-    if input.shape != target.shape or input.ndim < 2:
+    if input.shape != target.shape or input.ndim < 2 or 0 in input.shape:
         raise ValueError(
-            "input and target must have one shape (b, ...), got "
+            "input and target must not be empty and have one shape (b, ...), got "
             f"{tuple(input.shape)} and {tuple(target.shape)}"
         )
     return (input - target).flatten(1)
@@ -128,7 +129,7 @@ def proximal_matching_loss(
         Scalar, or shape ``(b,)``; values in [0, 1].
 
     Raises:
-        ValueError: ``gamma`` not positive, shapes that differ, an unknown reduction.
+        ValueError: ``gamma`` not positive, shapes that differ or are empty, an unknown reduction.
 
     Source: Section 3, proximal matching; the constant before the exponential is dropped, as in
         the authors' code.
@@ -156,7 +157,7 @@ def squared_loss(input: Tensor, target: Tensor, reduction: Reduction = "mean") -
         Scalar, or shape ``(b,)``.
 
     Raises:
-        ValueError: shapes that differ, an unknown reduction.
+        ValueError: shapes that differ or are empty, an unknown reduction.
 
     Source: Section 3, one of the two losses that the paper compares with.
 
@@ -179,7 +180,7 @@ def absolute_loss(input: Tensor, target: Tensor, reduction: Reduction = "mean") 
         Scalar, or shape ``(b,)``.
 
     Raises:
-        ValueError: shapes that differ, an unknown reduction.
+        ValueError: shapes that differ or are empty, an unknown reduction.
 
     Source: Section 3, the other loss, which also opens proximal matching.
 
@@ -271,10 +272,11 @@ def train_denoisers(
         factors: of the rates of all networks, or of each; the latter for stacked parameters only.
 
     Returns:
-        The losses before each step, shape ``(steps, s)``.
+        The losses before each step, shape ``(steps, s)``; a warning tells if one is NaN.
 
     Raises:
-        ValueError: ``sigma`` not positive; no schedule, or schedules that differ in steps or rates.
+        ValueError: ``sigma`` not positive; no schedule, or schedules that differ in steps or rates;
+            examples that are empty or of another shape.
 
     Source: Section 3 and the authors' training loop, which also clamps after each step.
 
@@ -296,6 +298,8 @@ def train_denoisers(
         groups = _groups([stage.loss for stage in stages])
         for _ in range(stages[0].steps):
             x = sample()
+            if x.ndim != 3 or 0 in x.shape:
+                raise ValueError(f"sample must draw (s, b, d), got {tuple(x.shape)}")
             noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
             f, b = model(x + sigma * noise), x.shape[1]
             values = [
@@ -307,7 +311,9 @@ def train_denoisers(
             adam.step(stages[0].lr)
             clamp()
             history.append(losses.detach())
-    return torch.stack(history)
+    seen = torch.stack(history)
+    warn_of_nan("train_denoisers", seen)
+    return seen
 
 
 # --- what the network has learned ------------------------------------------------------------
@@ -417,6 +423,18 @@ def prior_value(
 # --- inverse problems ------------------------------------------------------------------------
 
 
+def _ridge_inverse(operator: Tensor, rho: float) -> Tensor:
+    r"""Inverse of :math:`A^\top A+\rho I`, by singular values where rounding eats the ridge."""
+    d = operator.shape[1]
+    eye = torch.eye(d, dtype=operator.dtype, device=operator.device)
+    factor, info = torch.linalg.cholesky_ex(operator.mT @ operator + rho * eye)
+    if not info:
+        return torch.cholesky_inverse(factor)
+    _, s, vh = torch.linalg.svd(operator)
+    inverse: Tensor = (vh.mT / (nn.functional.pad(s.square(), (0, d - len(s))) + rho)) @ vh
+    return inverse
+
+
 @torch.no_grad()
 def pnp_admm(
     denoiser: Denoiser,
@@ -445,7 +463,7 @@ def pnp_admm(
         init: first :math:`z`, shape ``(b, d)``; by default :math:`A^\top b`. :math:`u` starts at 0.
 
     Returns:
-        A :class:`PnPResult`.
+        A :class:`PnPResult`; a warning tells if the iteration diverged.
 
     Raises:
         ValueError: shapes that do not fit, ``rho`` or ``num_iters`` out of range.
@@ -472,8 +490,7 @@ def pnp_admm(
     if z.shape != back.shape:
         raise ValueError(f"init must have shape {tuple(back.shape)}, got {tuple(z.shape)}")
     u = torch.zeros_like(z)
-    eye = torch.eye(operator.shape[1], dtype=operator.dtype, device=operator.device)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(operator.mT @ operator + rho * eye))
+    inverse = _ridge_inverse(operator, rho)
     residuals = []
     for _ in range(num_iters):
         x = (back + rho * (z - u)) @ inverse
@@ -481,4 +498,5 @@ def pnp_admm(
         new = denoiser(x + u)
         residuals.append((new - z).norm(dim=1))
         z = new
+    warn_of_nan("pnp_admm", z, *residuals)
     return PnPResult(z, torch.stack(residuals))

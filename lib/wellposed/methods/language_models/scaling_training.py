@@ -437,8 +437,8 @@ def train_classifiers(
         raise ValueError(
             f"steps, batch_size and width must be at least 1, got {steps}, {batch_size}, {width}"
         )
-    if x.ndim != 2 or len(x) != len(y) or len(x_test) != len(y_test):
-        raise ValueError("x must have shape (n, d) with n labels in y, and x_test likewise")
+    if x.ndim != 2 or not 0 < len(x) == len(y) or not 0 < len(x_test) == len(y_test):
+        raise ValueError("x must have shape (n, d) with n > 0 labels in y, and x_test likewise")
     fan = [x.shape[1], width, width, int(y.max()) + 1]
     count, layers = len(rates), []
     sources = [torch.Generator().manual_seed(s) for s in seeds]

@@ -100,7 +100,7 @@ def noisy_mixture(
 
     Args:
         x: floating tensor; its gradient passes unchanged.
-        probs: p >= 0, ``(len(bits),)``, not all zero; differentiable.
+        probs: p >= 0, ``(len(bits),)``; no noise if all are zero; differentiable.
         bits: the numbers of bits.
         kind: ``"gaussian"`` or ``"uniform"``.
         generator: source of the noise.
@@ -123,7 +123,8 @@ def noisy_mixture(
     if x.numel() == 0:
         raise ValueError("x must not be empty")
     low, high = torch.aminmax(x.detach())
-    return mixed_noise(x, probs / probs.sum(), bits, high - low, kind, generator)
+    probs = probs / probs.sum().clamp_min(torch.finfo(probs.dtype).tiny)
+    return mixed_noise(x, probs, bits, high - low, kind, generator)
 
 
 def alpha_entropy(logits: Iterable[Tensor]) -> Tensor:
@@ -369,8 +370,9 @@ def discretize(search_net: SearchNet, *, index: int = 0) -> list[Choice]:
         >>> discretize(net)
         [('3x3', 8)]
     """
-    if not 0 <= index < search_net.size:
-        raise ValueError(f"index must be from 0 to {search_net.size - 1}, got {index}")
+    size = min(len(alpha) for alpha in search_net.alphas)
+    if not 0 <= index < size:
+        raise ValueError(f"index must be from 0 to {size - 1}, got {index}")
     found = []
     for block, alpha in zip(search_net.space.blocks(), search_net.alphas):
         op, bit = divmod(int(alpha[index].argmax()), len(search_net.bits))

@@ -66,8 +66,8 @@ def _check_data(x: Tensor, y: Tensor) -> Tensor:
 
 def _unit(weight: Tensor, name: str = "weight") -> tuple[Tensor, Tensor]:
     """Direction and length; scaled first, so that no square under- or overflows."""
-    if weight.ndim < 1 or not weight.isfinite().all():
-        raise ValueError(f"{name} must be a finite vector, got shape {tuple(weight.shape)}")
+    if weight.ndim < 1 or 0 in weight.shape or not weight.isfinite().all():
+        raise ValueError(f"{name} must be finite and not empty, got shape {tuple(weight.shape)}")
     largest = weight.abs().amax(-1, keepdim=True)
     if (largest == 0).any():
         raise ValueError(f"{name} must not be zero")
@@ -76,11 +76,24 @@ def _unit(weight: Tensor, name: str = "weight") -> tuple[Tensor, Tensor]:
     return scaled / norm, norm * largest
 
 
+def _check_fit(weight: Tensor, other: Tensor, *batches: torch.Size) -> None:
+    """Refuse vectors of different lengths, and batch dimensions that do not broadcast."""
+    try:
+        torch.broadcast_shapes(weight.shape[:-1], *batches)
+    except RuntimeError:
+        batches = ()
+    if not batches or weight.shape[-1:] != other.shape[-1:]:
+        raise ValueError(
+            f"weight must fit the other arguments, got {tuple(weight.shape)}, {tuple(other.shape)}"
+        )
+
+
 def _offset(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Signed distances ``(..., n)`` and unit weights ``(..., d)``."""
     unit, norm = _unit(weight)
     if x.ndim < 2 or x.shape[-1] != weight.shape[-1]:
         raise ValueError(f"x must be (..., n, {weight.shape[-1]}), got {tuple(x.shape)}")
+    _check_fit(weight, x, x.shape[:-2], torch.as_tensor(bias).shape)
     distance = (x @ unit[..., None])[..., 0] + (torch.as_tensor(bias)[..., None] / norm)
     return distance, unit
 
@@ -221,6 +234,7 @@ def mirror(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _parts(weight: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Cosine, sine and the rest of the unit weight that is orthogonal to ``z``."""
     unit = _unit(weight)[0]
+    _check_fit(weight, z, z.shape[:-1])
     cosine = (unit * z).sum(-1)
     rest = unit - cosine[..., None] * z
     rest = rest - (rest * z).sum(-1, keepdim=True) * z  # once more, for small angles

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from wellposed.ops.numerics import warn_of_nan
 from wellposed.train import minibatches, seeded
 
 __all__ = [
@@ -109,7 +110,8 @@ def digit_pairs(
         :class:`Pairs`, on the device of ``images``.
 
     Raises:
-        ValueError: an odd or negative number, classes that are too small, no pair.
+        ValueError: an odd or negative number, classes that are too small, no pair, not one label
+            an image.
 
     Source: ours; Tanay and Griffin 2018 use 3,000 images of each class.
 
@@ -124,6 +126,8 @@ def digit_pairs(
         raise ValueError(f"num_train, num_val and num_test must be even and positive, got {sizes}")
     if not pairs:
         raise ValueError("pairs must not be empty")
+    if images.ndim < 2 or labels.shape != images.shape[:1]:
+        raise ValueError(f"labels must be one an image, got {tuple(labels.shape)}")
     flat, halves = images.flatten(1), [size // 2 for size in sizes]
     found: list[list[Tensor]] = [[], [], []]
     for pair in pairs:
@@ -156,7 +160,7 @@ def measure(weight: Tensor, bias: Tensor, data: Pairs) -> PathMeasures:
         :class:`PathMeasures`; the centroids are those of the training images.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, a weight or a test image that is zero.
 
     Source: Tanay and Griffin 2016 and 2018; the maximum norm after Goodfellow et al. 2014.
 
@@ -167,18 +171,21 @@ def measure(weight: Tensor, bias: Tensor, data: Pairs) -> PathMeasures:
         >>> m.strength, m.test, m.linf              # |w x + b| = 1, L1 norm of w = 2
         (tensor([[1.]]), tensor([[1.]]), tensor([[0.5000]]))
     """
-    if weight.ndim != 3 or weight.shape[:2] != bias.shape or len(weight) != len(data.x):
+    p, _, d = data.x.shape
+    if weight.ndim != 3 or weight.shape[:2] != bias.shape or weight.shape[::2] != (p, d):
         raise ValueError(
             f"weight must be (p, k, d) and bias (p, k), got {tuple(weight.shape)}, "
-            f"{tuple(bias.shape)} for {len(data.x)} pairs"
+            f"{tuple(bias.shape)} for {p} pairs"
         )
+    if not (weight.any(-1).all() and data.x_test.any(-1).all()):
+        raise ValueError("weight and data.x_test must have no row that is zero")
 
     def right(x: Tensor, y: Tensor) -> Tensor:
         decisions = (weight @ x.mT + bias[..., None]) * y[:, None] > 0
         return decisions.to(x.dtype).mean(-1)
 
     i, j = _means(data.x, data.y)
-    z = nn.functional.normalize(j - i, dim=-1)[:, None]
+    z = nn.functional.normalize(j - i, dim=-1, eps=torch.finfo(j.dtype).tiny)[:, None]
     along = (weight * z).sum(-1)
     across = weight - along[..., None] * z
     across = across - (across * z).sum(-1, keepdim=True) * z  # once more, for small angles
@@ -210,7 +217,7 @@ def fit_lda(x: Tensor, y: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
         Weight ``(..., d)`` and bias ``(...)``.
 
     Raises:
-        ValueError: bad shapes or labels, ``shrinkage`` outside (0, 1].
+        ValueError: bad shapes or labels, ``shrinkage`` outside (0, 1], classes that do not vary.
 
     Source: Tanay and Griffin 2016, classifier L; the shrinkage is ours.
 
@@ -225,6 +232,8 @@ def fit_lda(x: Tensor, y: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
     inside = x - torch.where((y > 0)[..., None], j[..., None, :], i[..., None, :])
     cov = inside.mT @ inside / x.shape[-2]
     mean_var = cov.diagonal(dim1=-2, dim2=-1).mean(-1)
+    if not (mean_var > 0).all():
+        raise ValueError("x must vary inside the classes")
     system = (1 - shrinkage) * cov
     system.diagonal(dim1=-2, dim2=-1).add_(shrinkage * mean_var[..., None])
     weight = torch.cholesky_solve((j - i)[..., None], torch.linalg.cholesky(system))[..., 0]
@@ -273,7 +282,7 @@ def gaussian_error(weight: Tensor, bias: Tensor, i: Tensor, j: Tensor, cov: Tens
         Probability ``(...)``.
 
     Raises:
-        ValueError: a variance along ``weight`` that is not positive.
+        ValueError: shapes that do not fit, a variance along ``weight`` that is not positive.
 
     Source: ours, for the taxonomy.
 
@@ -282,6 +291,9 @@ def gaussian_error(weight: Tensor, bias: Tensor, i: Tensor, j: Tensor, cov: Tens
         >>> gaussian_error(one, torch.tensor(0.0), -one, one, torch.eye(1))      # Phi(-1)
         tensor(0.1587)
     """
+    shapes = [tuple(t.shape) for t in (weight, bias, i, j, cov)]
+    if not i.shape == j.shape == weight.shape[-1:] or cov.shape != (*i.shape, *i.shape):
+        raise ValueError(f"weight, bias, i, j and cov must fit, got {shapes}")
     variance = ((weight @ cov) * weight).sum(-1)
     if not (variance > 0).all():
         raise ValueError("weight must not be zero and cov must be positive definite")
@@ -303,7 +315,7 @@ def upsample(x: Tensor, factor: int, *, smooth: bool = False) -> Tensor:
         ``(..., h*h*factor*factor)``.
 
     Raises:
-        ValueError: images that are not square, a factor below 1.
+        ValueError: images that are empty or not square, a factor below 1.
 
     Source: Tanay and Griffin 2016, against the linear explanation.
 
@@ -312,17 +324,17 @@ def upsample(x: Tensor, factor: int, *, smooth: bool = False) -> Tensor:
         tensor([[7., 7., 7., 7.]])
     """
     side = math.isqrt(x.shape[-1]) if x.ndim else 0
-    if side * side != (x.shape[-1] if x.ndim else -1) or factor < 1:
+    if side < 1 or side * side != x.shape[-1] or factor < 1:
         raise ValueError(
             f"x must hold square images and factor be >= 1, got {tuple(x.shape)}, {factor}"
         )
-    images = x.reshape(-1, 1, side, side)
+    images = x.reshape(x.shape[:-1].numel(), 1, side, side)
     large = (
         nn.functional.interpolate(images, scale_factor=factor, mode="bilinear")
         if smooth
         else images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     )
-    return large.reshape(*x.shape[:-1], -1)
+    return large.reshape(*x.shape[:-1], x.shape[-1] * factor**2)
 
 
 # --- networks -------------------------------------------------------------------------------------
@@ -354,7 +366,7 @@ def train_network(
         lr, momentum, batch_size: of SGD.
 
     Returns:
-        The network, in the dtype and on the device of ``x``.
+        The network, in the dtype and on the device of ``x``; a warning tells if it diverged.
 
     Raises:
         ValueError: bad shapes or numbers.
@@ -366,7 +378,7 @@ def train_network(
         >>> train_network(x, y, decay=0.1, steps=2, seed=0)(x).shape
         torch.Size([8, 1])
     """
-    if x.ndim != 4 or x.shape[1] != 1 or y.shape != x.shape[:1]:
+    if x.ndim != 4 or 0 in x.shape or x.shape[1] != 1 or y.shape != x.shape[:1]:
         raise ValueError(
             f"x must be (n, 1, h, w) and y (n,), got {tuple(x.shape)}, {tuple(y.shape)}"
         )
@@ -394,6 +406,7 @@ def train_network(
             done += 1
             if done == steps:
                 break
+    warn_of_nan("train_network", loss, *params)
     return net
 
 

@@ -27,6 +27,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from wellposed.ops.numerics import warn_of_nan
 from wellposed.train import StackedSGD
 
 __all__ = ["GrownLayers", "ReLUNetworks", "Training", "grow_layers", "train_networks"]
@@ -137,7 +138,7 @@ def train_networks(
         observe_at: epochs after which it is called; 0 is the start.
 
     Returns:
-        The observations.
+        The observations; a warning tells if a network diverged.
 
     Raises:
         ValueError: shapes that do not fit, a number out of range.
@@ -184,6 +185,7 @@ def train_networks(
             for one in every:
                 one.step(factor)
         look(epoch + 1)
+    warn_of_nan("train_networks", *networks.parameters())
     return Training(marks, torch.stack(seen) if seen else inputs.new_zeros(0))
 
 
@@ -231,6 +233,8 @@ def grow_layers(
         raise ValueError(f"depth and width must be positive, got {depth} and {width}")
     if len(seeds) != len(inputs):
         raise ValueError(f"seeds must be one for each of {len(inputs)} data sets, got {len(seeds)}")
+    if labels.numel() == 0:
+        raise ValueError("labels must not be empty")
     classes = int(labels.max()) + 1
     features, right, x = [], [], inputs
     for level in range(depth):
@@ -265,7 +269,7 @@ def _check(
         raise ValueError(
             f"inputs must be (s, n, {width}) with s a divisor of {k}, got {tuple(inputs.shape)}"
         )
-    if labels.shape != inputs.shape[1:2] or labels.dtype != torch.int64:
+    if labels.numel() == 0 or labels.shape != inputs.shape[1:2] or labels.dtype != torch.int64:
         raise ValueError(
             f"labels must be int64 of shape ({inputs.shape[1]},), got {tuple(labels.shape)}"
         )

@@ -102,8 +102,13 @@ def _head(h: Tensor, one_hot: Tensor, weight_reg: float) -> Tensor:
     ridge = len(one_hot) // one_hot.shape[1] * weight_reg
     gram = h.mT @ h
     gram.diagonal(dim1=-2, dim2=-1).add_(ridge)
-    solved: Tensor = torch.linalg.solve(gram, h.mT @ one_hot)
-    return solved.mT
+    solved, info = torch.linalg.solve_ex(gram, h.mT @ one_hot)
+    if info.any():  # rounding has eaten the ridge
+        u, s, vh = torch.linalg.svd(h, full_matrices=False)
+        s = s * (s > len(one_hot) * torch.finfo(s.dtype).eps * s.amax(-1, keepdim=True))
+        solved = vh.mT @ ((s / (s.square() + ridge))[..., None] * (u.mT @ one_hot))
+    head: Tensor = solved.mT
+    return head
 
 
 def _velocity(h: Tensor, one_hot: Tensor, head: Tensor, feature_reg: float) -> Tensor:
@@ -163,6 +168,7 @@ def central_path_flow(
 
     Raises:
         ValueError: shapes, labels, values, weights or times out of range.
+        RuntimeError: the flow is too stiff, as for huge features.
 
     Source: Tirer et al. 2023, Eq. 4 and Theorem 3.1.
 
@@ -225,6 +231,7 @@ def joint_flow(
 
     Raises:
         ValueError: shapes, labels, values, weights or times out of range.
+        RuntimeError: the flow is too stiff, as for huge features.
 
     Source: ours; the paper overlooks the difference between the two flows on purpose.
 
