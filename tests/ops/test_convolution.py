@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from contract import Case
 from wellposed.ops.convolution import (
     conv_matrix,
-    frequency_blocks,
     responses,
     singular_values,
 )
@@ -48,9 +47,5 @@ def draw(*shape):
 
 CASES = {
     "conv_matrix": Case(inputs=draw(3, 2, 3, 3), call=lambda k: conv_matrix(k, 2, 2)),
-    "frequency_blocks": Case(
-        inputs=draw(3, 2, 3, 3), call=lambda k: torch.view_as_real(frequency_blocks(k, 2, 2)[0])
-    ),
-    "responses": Case(inputs=draw(2, 3, 2, 3, 3), call=lambda k: responses(k, 4, 1, "zeros")),
     "singular_values": Case(inputs=draw(3, 2, 3, 3), call=lambda k: singular_values(k, 2, 2)),
 }

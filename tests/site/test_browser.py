@@ -233,7 +233,7 @@ def test_the_ledger_filters_and_sorts(visit: Visit) -> None:
     order = visit.shown()
     assert len(order) == len(rows(PAPERS.values()))
     head = page.get_by_role("columnheader", name="Seeds")
-    seeds = "rows => rows.map(row => Number(row.cells[6].textContent))"
+    seeds = "rows => rows.map(row => Number(row.cells[6].dataset.value))"
     head.get_by_role("button").click()
     up = page.eval_on_selector_all("[data-wp-item]", seeds)
     assert up == sorted(up)

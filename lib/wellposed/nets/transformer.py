@@ -22,6 +22,9 @@ def embed_side_by_side(table: Tensor, tokens: Tensor) -> Tensor:
     Returns:
         (n, ..., d).
 
+    Raises:
+        ValueError: shapes that do not fit.
+
     Source: a lookup for each network.
 
     Example:
@@ -29,6 +32,11 @@ def embed_side_by_side(table: Tensor, tokens: Tensor) -> Tensor:
         >>> embed_side_by_side(table, torch.tensor([[0, 1], [0, 1]])).squeeze(-1).tolist()
         [[1.0, 2.0], [3.0, 4.0]]
     """
+    if table.ndim != 3 or tokens.ndim < 1 or len(tokens) != len(table) or not len(table):
+        raise ValueError(
+            f"table and tokens must be (n, vocab, d) and (n, ...), got {tuple(table.shape)} and "
+            f"{tuple(tokens.shape)}"
+        )
     n, vocab, _ = table.shape
     shift = vocab * torch.arange(n, device=tokens.device)
     rows = tokens + shift.view(-1, *[1] * (tokens.ndim - 1))

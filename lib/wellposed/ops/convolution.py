@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["conv_matrix", "frequency_blocks", "responses", "singular_values"]
+__all__ = ["conv_matrix", "singular_values"]
 
 Padding = Literal["circular", "zeros", "valid"]
 

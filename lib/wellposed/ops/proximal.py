@@ -62,6 +62,7 @@ def prox_defects(denoiser: Callable[[Tensor], Tensor], y: Tensor) -> ProxDefects
             torch.autograd.grad(column.sum(), y, retain_graph=True)[0] for column in f.unbind(1)
         ]
     jacobian = torch.stack(rows, dim=1)
-    asymmetry = (jacobian - jacobian.mT).flatten(1).norm(dim=1) / jacobian.flatten(1).norm(dim=1)
+    size = jacobian.flatten(1).norm(dim=1).clamp_min(torch.finfo(y.dtype).tiny)
+    asymmetry = (jacobian - jacobian.mT).flatten(1).norm(dim=1) / size
     symmetric = (jacobian + jacobian.mT) / 2
     return ProxDefects(asymmetry, torch.linalg.eigvalsh(symmetric)[:, 0])

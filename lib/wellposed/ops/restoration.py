@@ -101,6 +101,15 @@ def _check(operator: Tensor, measurement: Tensor, weight: float) -> None:
         raise ValueError(f"weight must be positive and finite, got {weight}")
 
 
+def _factor(matrix: Tensor) -> Tensor:
+    """The Cholesky factor of a matrix that is positive definite but for rounding."""
+    try:
+        factor: Tensor = torch.linalg.cholesky(matrix)
+    except torch.linalg.LinAlgError:
+        raise ValueError("weight is lost in rounding beside so large an operator") from None
+    return factor
+
+
 def tikhonov(operator: Tensor, measurement: Tensor, *, weight: float) -> Tensor:
     r"""Images of least :math:`\frac12\|Ax-b\|^2+\frac w2\|x\|^2`.
 
@@ -113,7 +122,7 @@ def tikhonov(operator: Tensor, measurement: Tensor, *, weight: float) -> Tensor:
         Shape ``(b, d)``.
 
     Raises:
-        ValueError: shapes that do not fit, ``weight`` not positive.
+        ValueError: shapes that do not fit, ``weight`` not positive or far too small.
 
     Example:
         >>> round(tikhonov(torch.eye(1), torch.tensor([[3.0]]), weight=2.0).item(), 4)
@@ -121,7 +130,7 @@ def tikhonov(operator: Tensor, measurement: Tensor, *, weight: float) -> Tensor:
     """
     _check(operator, measurement, weight)
     eye = torch.eye(operator.shape[1], dtype=operator.dtype, device=operator.device)
-    factor = torch.linalg.cholesky(operator.mT @ operator + weight * eye)
+    factor = _factor(operator.mT @ operator + weight * eye)
     x: Tensor = torch.cholesky_solve((measurement @ operator).mT, factor)
     return x.mT
 
@@ -226,7 +235,7 @@ def tv_restore(
     d, penalty = operator.shape[1], weight / jump
     copies = torch.cat([_differences(height, width, operator), operator.new_ones(d).diag()])
     inverse = torch.cholesky_inverse(
-        torch.linalg.cholesky(operator.mT @ operator + penalty * (copies.mT @ copies))
+        _factor(operator.mT @ operator + penalty * (copies.mT @ copies))
     )
     back = measurement @ operator
 
