@@ -574,6 +574,7 @@ def test_a_certain_past_shrinks_nothing():
 def test_training_that_diverges_says_so():
     task = small_task()
     with pytest.warns(RuntimeWarning, match="train_side_by_side diverged"):
-        train_side_by_side(
+        run = train_side_by_side(
             task, [cross_entropy], build, seeds=SEEDS, epochs=2, weight_decay=[0.0], lr=1e30
         )
+    assert run.test_logits.isnan().any()

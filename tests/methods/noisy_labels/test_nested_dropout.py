@@ -631,8 +631,10 @@ def test_tasks_that_do_not_pair_up_are_refused():
 
 def test_training_that_diverges_says_so():
     huge = {**BUDGET, "lr": 1e30}
+    alone, *pair = (CompressedNetworks([network()]) for _ in range(3))
     with pytest.warns(RuntimeWarning, match="train_compressed diverged"):
-        train_compressed(CompressedNetworks([network()]), [task()], seeds=[0], **huge)
-    pair = [CompressedNetworks([network()]) for _ in range(2)]
+        train_compressed(alone, [task()], seeds=[0], **huge)
     with pytest.warns(RuntimeWarning, match="co_teach diverged"):
         co_teach(*pair, [task()], forget_rate=0.2, seeds=[0], **huge)
+    for networks in (alone, *pair):
+        assert any(p.isnan().any() for p in networks.parameters())

@@ -632,4 +632,5 @@ def test_training_that_diverges_says_so():
     x, y = 1e12 * torch.rand(12, 4, 4), torch.arange(12) % 3
     task = make_task(x, y, num_train=6, num_valid=3, num_test=3, seeds=[0])
     with pytest.warns(RuntimeWarning, match="training diverged"):
-        train_fixed(task, torch.zeros(1, 1, 1, 4), seeds=[0], steps=20, lr=1e10)
+        run = train_fixed(task, torch.zeros(1, 1, 1, 4), seeds=[0], steps=20, lr=1e10)
+    assert run.valid_curve.isnan().any()
