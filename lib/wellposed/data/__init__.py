@@ -1,4 +1,4 @@
-"""Datasets by name: ``load("mnist-5k")``.
+"""Datasets by name: ``load("mnist-5k")``; series and text have readers of their own.
 
 Each dataset is one module in ``wellposed.data.sets``, found by its name, with a card (license,
 citation, size, checksums, sources). Bundled sets come inside a dependency and work offline. The
@@ -51,13 +51,16 @@ def load(name: str) -> Dataset:
         name: one of ``names()``, e.g. ``"mnist-5k"``.
 
     Raises:
-        DataError: no such dataset, or its files are missing or damaged.
+        DataError: no such dataset, its files are missing or damaged, or it holds neither images
+            nor rows and has a reader of its own.
 
     Example:
         >>> tuple(load("digits").x.shape)
         (1797, 1, 8, 8)
     """
     module = _module(name)
+    if not hasattr(module, "read"):
+        raise DataError(f"dataset '{name}' holds {module.CARD.unit}: use {module.CARD.reader}()")
     found = module.read(store.folder_of(module.CARD))
     assert isinstance(found, Dataset)
     return found

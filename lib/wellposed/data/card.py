@@ -35,7 +35,8 @@ class DataCard:
 
     ``train`` and ``test`` count the examples of the official splits (``test`` is 0 where there is
     none), ``image`` is ``(channels, height, width)``, and ``sources`` are tried in order. A table
-    has ``image = (features,)``; without ``classes`` the number to predict is a real one.
+    has ``image = (features,)``; without ``classes`` the number to predict is a real one. What is
+    neither names its ``unit`` and the function that returns it, its ``reader``.
     """
 
     name: str
@@ -51,6 +52,8 @@ class DataCard:
     classes: tuple[str, ...]
     files: tuple[DataFile, ...]
     sources: tuple[Source, ...]
+    unit: str = "images"
+    reader: str = "wellposed.data.load"
 
     @property
     def bundled(self) -> bool:
@@ -67,9 +70,11 @@ class DataCard:
         """The data in one phrase, e.g. ``1,797 images of 1 x 8 x 8, 10 classes``."""
         split = f"{self.train:,} train and {self.test:,} test" if self.test else f"{self.train:,}"
         image = " x ".join(map(str, self.image))
+        if not image:
+            return f"{split} {self.unit}"
         if not self.classes:
             return f"{split} rows of {image} numbers, and a number to predict"
-        return f"{split} images of {image}, {len(self.classes)} classes"
+        return f"{split} {self.unit} of {image}, {len(self.classes)} classes"
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wellposed.data.card import DataCard, DataFile
-from wellposed.data.sources import Installed
+from wellposed.data.sets.japanese_vowels import CARD
 from wellposed.data.store import folder_of, verified
 
 if TYPE_CHECKING:
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "JAPANESE_VOWELS",
     "Series",
     "batches_by_seed",
     "check_repeated",
@@ -31,39 +29,6 @@ __all__ = [
     "standardize",
     "valid_steps",
 ]
-
-JAPANESE_VOWELS = DataCard(
-    name="japanese-vowels",
-    title="Japanese vowels",
-    notes="Nine men say the vowels 'a' and 'e'; twelve linear prediction cepstrum coefficients at "
-    "each of 7 to 29 steps. The label is the speaker. No entry is missing.",
-    license="CC BY 4.0",
-    license_url="https://creativecommons.org/licenses/by/4.0/",
-    citation=(
-        "M. Kudo, J. Toyama, M. Shimbo. Multidimensional curve classification using "
-        "passing-through regions. Pattern Recognition Letters 20(11-13), 1999."
-    ),
-    homepage="https://archive.ics.uci.edu/dataset/128/japanese+vowels",
-    train=270,
-    test=370,
-    image=(29, 12),
-    classes=tuple("123456789"),
-    files=(
-        DataFile(
-            "JapaneseVowels_TRAIN.ts",
-            487971,
-            "68a430eabd919cc77f40b1f5f3bc0dcafacc1486bca9260785aeb7d262cc78cd",
-        ),
-        DataFile(
-            "JapaneseVowels_TEST.ts",
-            649132,
-            "b3d41d6a0ca3bcad3afb9ca7d4365382aa51341e2e58bae2a574babdda5b9462",
-        ),
-    ),
-    sources=(
-        Installed(package="sktime", folder="datasets/data/JapaneseVowels", distribution="sktime"),
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -114,8 +79,8 @@ def japanese_vowels(*, steps: int = 29) -> tuple[Series, Series]:
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    content = verified(JAPANESE_VOWELS, folder_of(JAPANESE_VOWELS))
-    train, test = (_parse(content[f.name].decode(), steps) for f in JAPANESE_VOWELS.files)
+    content = verified(CARD, folder_of(CARD))
+    train, test = (_parse(content[f.name].decode(), steps) for f in CARD.files)
     return train, test
 
 

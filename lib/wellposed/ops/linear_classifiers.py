@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["LinearPath", "logistic_path", "svm_path"]
+__all__ = ["LinearPath", "logistic_path", "signed_labels", "svm_path"]
 
 MAX_NEWTON = 30  # Newton steps between two updates of the multipliers
 MAX_HALVINGS = 20  # of a Newton step
@@ -54,12 +54,25 @@ class _State:
 _Solver = Callable[[Tensor, Tensor, Tensor, float, int], _State]
 
 
-def _solve(
-    solver: _Solver, x: Tensor, y: Tensor, regs: Sequence[float], tol: float, max_iter: int
-) -> LinearPath:
-    """Check the input, center it, and solve the problems in groups."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError("x must be a floating-point tensor")
+def signed_labels(x: Tensor, y: Tensor) -> Tensor:
+    """Labels of two classes in the dtype of their points, after a check of both.
+
+    Args:
+        x: points ``(..., n, d)``, floating point, not empty.
+        y: labels -1 and 1, ``(..., n)``, any dtype; both occur in every problem.
+
+    Returns:
+        ``y`` in the dtype of ``x``.
+
+    Raises:
+        ValueError: shapes that do not fit, other labels, or one class only.
+
+    Source: ours.
+
+    Example:
+        >>> signed_labels(torch.zeros(2, 3), torch.tensor([-1, 1])).tolist()
+        [-1.0, 1.0]
+    """
     if x.ndim < 2 or 0 in x.shape or y.shape != x.shape[:-1]:
         raise ValueError(
             f"x must be (..., n, d) and y (..., n), got {tuple(x.shape)}, {tuple(y.shape)}"
@@ -68,6 +81,16 @@ def _solve(
         raise ValueError("y must hold the labels -1 and 1 only")
     if ((y == 1).all(-1) | (y == -1).all(-1)).any():
         raise ValueError("y must hold both classes")
+    return y.to(x.dtype)
+
+
+def _solve(
+    solver: _Solver, x: Tensor, y: Tensor, regs: Sequence[float], tol: float, max_iter: int
+) -> LinearPath:
+    """Check the input, center it, and solve the problems in groups."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError("x must be a floating-point tensor")
+    y = signed_labels(x, y)
     if not x.isfinite().all():
         raise ValueError("x must be finite")
     if not len(regs) or not all(0 < reg < float("inf") for reg in regs):
@@ -75,7 +98,7 @@ def _solve(
     if not tol > 0 or max_iter < 1:
         raise ValueError(f"tol must be positive and max_iter at least 1, got {tol}, {max_iter}")
     n = x.shape[-2]
-    signs = y.to(x.dtype).reshape(-1, 1, n)
+    signs = y.reshape(-1, 1, n)
     c = 1 / (2 * n * x.new_tensor(list(regs)))[:, None]
     many = max(1, GPU_BYTES // (x.element_size() * n * n * (1 + len(regs))))
     parts, iters = [], 0

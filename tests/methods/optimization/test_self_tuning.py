@@ -1,7 +1,6 @@
 """Best-response layers, alternating training, ridge gates, and networks side by side."""
 
 import copy
-import itertools
 import math
 
 import pytest
@@ -16,7 +15,6 @@ from wellposed.methods.optimization import self_tuning as st
 from wellposed.methods.optimization.self_tuning import (
     BestResponseConv2d,
     BestResponseLinear,
-    best_of_drawn,
     dropout,
     from_interval,
     gaussian_entropy,
@@ -47,21 +45,6 @@ def linear(inputs=5, out=4, num_hyper=3, bias=True):
 
 
 # --- hyperparameters -------------------------------------------------------------------------
-
-
-def test_intervals_are_inverse_and_have_known_values():
-    low, high = [0.0, -5.0], [0.9, -1.0]
-    value = torch.tensor([[0.05, -4.0], [0.8, -1.5]], dtype=torch.float64)
-    raw = from_interval(value, low, high)
-    torch.testing.assert_close(to_interval(raw, low, high), value)
-    assert raw[0, 0].item() == pytest.approx(math.log(0.05 / 0.85))
-    for call in (to_interval, from_interval):
-        with pytest.raises(ValueError, match="low must be below high"):
-            call(value, [0.0, 1.0], [1.0, 1.0])
-        with pytest.raises(ValueError, match="must hold 1 values"):
-            call(value, [0.0], [1.0])
-    with pytest.raises(ValueError, match="strictly inside"):
-        from_interval(torch.tensor([1.0]), [0.0], [1.0])
 
 
 def test_perturbation_has_the_right_moments():
@@ -295,18 +278,7 @@ def test_alternation_refuses():
         bilevel(init_scale=0.0)
 
 
-# --- dropout, splits, shifts -----------------------------------------------------------------
-
-
-def test_dropout_has_one_rate_an_example():
-    """Fails if one rate serves all, or if what is kept is not scaled up."""
-    x, rates = torch.ones(3, 100_000), torch.tensor([0.0, 0.3, 0.8])
-    out = dropout(x, rates, True, gen())
-    torch.testing.assert_close((out == 0).float().mean(1), rates, atol=0.01, rtol=0)
-    torch.testing.assert_close(out.mean(1), torch.ones(3), atol=0.02, rtol=0)
-    assert dropout(x, rates, False) is x
-    with pytest.raises(ValueError, match=r"probability must have shape \(3,\)"):
-        dropout(x, torch.zeros(2), True)
+# --- splits, shifts -----------------------------------------------------------------
 
 
 def test_shifted_images_are_windows_of_the_padded_image():
@@ -315,7 +287,7 @@ def test_shifted_images_are_windows_of_the_padded_image():
     padded = F.pad(images, (2,) * 4)
     rows = torch.randint(2, (5, 300), generator=gen(1))
     reach = torch.linspace(0, 1.5, 5).unsqueeze(1).expand(5, 300)
-    moved = st._pick_shifted(padded, rows, reach, 2, gen(2))
+    moved = st.task._pick_shifted(padded, rows, reach, 2, gen(2))
     used = set()
     for i in range(5):
         for j in range(300):
@@ -359,21 +331,6 @@ def test_splits_are_disjoint_and_follow_their_seed():
         make_task(x.flatten(1), y, num_train=1, num_valid=1, num_test=1, seeds=[0])
 
 
-def test_best_of_drawn_against_all_subsets():
-    """Fails if the trial with the least value is taken instead of the least validation loss."""
-    valid, test = rand(6, 2), rand(6, 2, seed=1)
-    for k in (1, 3, 6, 9):
-        subsets = list(itertools.combinations(range(6), min(k, 6)))
-        for s in range(2):
-            picks = [float(test[min(c, key=lambda i: float(valid[i, s])), s]) for c in subsets]
-            mean = sum(picks) / len(picks)
-            assert best_of_drawn(valid, test, k)[s].item() == pytest.approx(mean)
-    with pytest.raises(ValueError, match="k must be at least 1"):
-        best_of_drawn(valid, test, 0)
-    with pytest.raises(ValueError, match="shape of valid_loss"):
-        best_of_drawn(valid, test[:3], 1)
-
-
 # --- networks side by side -------------------------------------------------------------------
 
 LIGHT = [0.01, 0.01, -4.9, 0.001]
@@ -400,7 +357,7 @@ def tuned(start, where=None, **options):
 def test_stacked_networks_compute_what_each_computes_alone(channels, best_response):
     """Fails if a convolution mixes the channels of two runs."""
     hyper = raw(LIGHT, [0.3, 0.4, -2.0, 0.1])
-    nets = st._Networks(
+    nets = st.networks._Networks(
         task(), hyper, [7, 8], best_response=best_response, channels=channels, hidden=[6],
         batch_size=4, seed=0,
     )  # fmt: skip
@@ -439,7 +396,7 @@ def test_every_hyperparameter_reaches_the_loss(which):
 def test_weight_decay_is_half_the_squared_norm():
     """Without dropout and shift, the gradient of the decay on weights is 10^v W."""
     start = raw([1e-9, 1e-9, -1.5, 1e-9])
-    nets = st._Networks(
+    nets = st.networks._Networks(
         task(), start, [0, 1], best_response=False, channels=[], hidden=[6], batch_size=4, seed=0
     )
     nets.task = copy.copy(nets.task)
@@ -475,7 +432,7 @@ def test_self_tuning_moves_and_frozen_does_not():
 
 def test_zero_gates_leave_the_hyperparameters_alone(monkeypatch):
     """No response, no gradient: only the width moves. Fails if the loss sees lambda directly."""
-    monkeypatch.setattr(st, "GATE_STD", 0.0)
+    monkeypatch.setattr(st.layers, "GATE_STD", 0.0)
     with seeded(0):
         layer = BestResponseLinear(5, 4, 3).double()
     hyper = rand(6, 3).requires_grad_()
@@ -581,10 +538,6 @@ CASES = {
     "gaussian_entropy": Case(
         inputs=lambda g: (torch.randn(3, 2, generator=g),), call=gaussian_entropy
     ),
-    "best_of_drawn": Case(
-        inputs=lambda g: (torch.randn(5, 2, generator=g), torch.randn(5, 2, generator=g), 3),
-        call=best_of_drawn,
-    ),
     "dropout": Case(
         inputs=lambda g: (torch.randn(3, 2, generator=g), torch.rand(3, generator=g)),
         call=lambda x, p: dropout(x, p, True, torch.Generator(x.device).manual_seed(0)),
@@ -621,11 +574,6 @@ def test_ridge_without_any_signal():
     x, t = torch.zeros(3, 2), torch.ones(3)
     assert ridge_best_response(x, t, 0.0).tolist() == [0.0, 0.0]
     assert ridge_response_jacobian(x, t, 0.0).tolist() == [0.0, 0.0]
-
-
-def test_a_rate_of_one_drops_everything():
-    """Fails if zero is divided by the probability of being kept."""
-    assert dropout(torch.ones(2, 3), torch.ones(2), True).tolist() == [[0.0] * 3] * 2
 
 
 def test_training_that_diverges_says_so():

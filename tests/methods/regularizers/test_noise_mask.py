@@ -93,10 +93,6 @@ def test_base_forgets_at_the_rate_of_its_momentum():
         (lambda: MaskPolicy(nn.Identity(), 0, 2), "feature_dim and grid"),
         (lambda: MaskPolicy(nn.Identity(), 2, 2, decay=2.0), "decay must lie in"),
         (lambda: MaskPolicy(nn.Identity(), 2, 2, momentum=-1.0), "momentum must lie in"),
-        (
-            lambda: compose_quadrants(torch.ones(3, 2), torch.ones(3), generator=gen()),
-            "x must have shape",
-        ),
         (lambda: warm_up(epochs=0), "epochs must be at least 1"),
         (lambda: warm_up(x=torch.ones(4, 16)), "x 4-D"),
         (
@@ -265,21 +261,6 @@ def test_policy_knobs():
 
 
 # --- training --------------------------------------------------------------------------------
-
-
-def test_quadrants():
-    """Top left is the image itself; fails if a distractor takes its place."""
-    x, y = draw(7, 1, 3, 2), torch.arange(7)
-    big, label = compose_quadrants(x, y, generator=gen())
-    assert big.shape == (7, 1, 6, 4)
-    assert torch.equal(big[..., :3, :2], x)
-    assert label is y
-    known = {tuple(v) for v in x.flatten(1).tolist()}
-    for part in (big[..., :3, 2:], big[..., 3:, :2], big[..., 3:, 2:]):
-        assert {tuple(v) for v in part.flatten(1).tolist()} <= known
-        assert not torch.equal(part, x)
-    other, _ = compose_quadrants(x, y, generator=gen(1))
-    assert not torch.equal(big, other)
 
 
 def warm_up(x=None, lrs=(0.1, 0.1), seed=0, epochs=2, batch_size=4, **knobs):

@@ -1,1 +1,1 @@
-"""One module a dataset, found by its name: each holds a ``CARD`` and a ``read(folder)``."""
+"""One module a dataset, by its name: a ``CARD`` and, for images and rows, ``read(folder)``."""

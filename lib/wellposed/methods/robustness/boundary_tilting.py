@@ -29,7 +29,7 @@ import math
 import torch
 from torch import Tensor
 
-from wellposed.ops.linear_classifiers import logistic_path, svm_path
+from wellposed.ops.linear_classifiers import logistic_path, signed_labels, svm_path
 
 __all__ = [
     "adversarial_distance",
@@ -49,19 +49,6 @@ __all__ = [
 
 
 # --- checks ---------------------------------------------------------------------------------------
-
-
-def _check_data(x: Tensor, y: Tensor) -> Tensor:
-    """Labels as a float tensor, after a check of shapes, labels and classes."""
-    if x.ndim < 2 or 0 in x.shape or y.shape != x.shape[:-1]:
-        raise ValueError(
-            f"x must be (..., n, d) and y (..., n), got {tuple(x.shape)}, {tuple(y.shape)}"
-        )
-    if not ((y == 1) | (y == -1)).all():
-        raise ValueError("y must hold the labels -1 and 1 only")
-    if ((y == 1).all(-1) | (y == -1).all(-1)).any():
-        raise ValueError("y must hold both classes")
-    return y.to(x.dtype)
 
 
 def _unit(weight: Tensor, name: str = "weight") -> tuple[Tensor, Tensor]:
@@ -120,7 +107,7 @@ def centroids(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         >>> centroids(torch.tensor([[0.0], [2.0], [5.0]]), torch.tensor([-1, -1, 1]))
         (tensor([1.]), tensor([5.]))
     """
-    y = _check_data(x, y)
+    y = signed_labels(x, y)
     low, high = (y < 0).to(x.dtype), (y > 0).to(x.dtype)
     i = (low[..., None, :] @ x)[..., 0, :] / low.sum(-1, keepdim=True)
     j = (high[..., None, :] @ x)[..., 0, :] / high.sum(-1, keepdim=True)

@@ -29,8 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wellposed.nets import MLP, Stacked
+from wellposed.nets import Stacked
 from wellposed.nets.columns import stacked_forward
+from wellposed.nets.seeded import seeded_mlps
 from wellposed.ops.metric_spaces import (
     distance_correlation,
     spd_distances,
@@ -38,7 +39,8 @@ from wellposed.ops.metric_spaces import (
     wasserstein_distances,
 )
 from wellposed.ops.numerics import warn_of_nan
-from wellposed.train import StackedAdam, generator, minibatches, seeded
+from wellposed.train import StackedAdam, generator, minibatches
+from wellposed.train.checks import check_epochs
 
 __all__ = [
     "FCCovLoss",
@@ -344,10 +346,7 @@ def fit_sdr(
     if distances.ndim != 2:
         raise ValueError(f"distances must be a matrix, got shape {tuple(distances.shape)}")
     loss = FCCovLoss(penalty)
-    if num_epochs < 1:
-        raise ValueError(f"num_epochs must be at least 1, got {num_epochs}")
-    if batch_size < 2:
-        raise ValueError(f"batch_size must be at least 2, got {batch_size}")
+    check_epochs(num_epochs, batch_size)
     batch_size = min(batch_size, len(x))
     g, adam = generator(seed), StackedAdam(network.parameters(), lr=lr)
     network.train()
@@ -398,26 +397,6 @@ def reduction_loss(features: Tensor, distances: Tensor, penalty: Tensor) -> Tens
     return penalty * whitening - 0.5 * martingale_divergence(features, distances)
 
 
-def _networks(x: Tensor, sizes: Sequence[int], seeds: Sequence[int]) -> Stacked:
-    if x.ndim != 3 or len(seeds) != len(x) or x.numel() == 0:
-        raise ValueError(
-            f"x must have shape (m, n, p) with one of seeds for each m, got {tuple(x.shape)} and "
-            f"{len(seeds)} seeds"
-        )
-    made = []
-    for s in seeds:
-        with seeded(s):
-            made.append(MLP((x.shape[2], *sizes)))
-    return Stacked(made).to(x.device, x.dtype)
-
-
-def _check_training(num_epochs: int, batch_size: int) -> None:
-    if num_epochs < 1:
-        raise ValueError(f"num_epochs must be at least 1, got {num_epochs}")
-    if batch_size < 2:
-        raise ValueError(f"batch_size must be at least 2, got {batch_size}")
-
-
 def train_reductions(
     x: Tensor,
     distances: Tensor,
@@ -461,8 +440,8 @@ def train_reductions(
         >>> nets(x).shape
         torch.Size([1, 20, 1])
     """
-    _check_training(num_epochs, batch_size)
-    nets = _networks(x, (*hidden, num_features), seeds)
+    check_epochs(num_epochs, batch_size)
+    nets = seeded_mlps(x, (*hidden, num_features), seeds)
     m, n = x.shape[:2]
     if distances.shape != (m, n, n):
         raise ValueError(f"distances must have shape {(m, n, n)}, got {tuple(distances.shape)}")

@@ -20,9 +20,11 @@ from torch import Tensor
 
 from wellposed.nets import MLP, Stacked
 from wellposed.nets.columns import stacked_forward
+from wellposed.nets.seeded import seeded_mlps
 from wellposed.ops.metric_spaces import spd_distances, wasserstein_distances
 from wellposed.ops.numerics import warn_of_nan
 from wellposed.train import StackedAdam, generator, minibatches, seeded
+from wellposed.train.checks import check_epochs
 
 __all__ = [
     "RandomObjects",
@@ -275,26 +277,6 @@ def landmark_features(x: Tensor, landmarks: Tensor) -> Tensor:
     return torch.exp(-0.5 * scaled.square())
 
 
-def _networks(x: Tensor, sizes: Sequence[int], seeds: Sequence[int]) -> Stacked:
-    if x.ndim != 3 or len(seeds) != len(x) or x.numel() == 0:
-        raise ValueError(
-            f"x must have shape (m, n, p) with one of seeds for each m, got {tuple(x.shape)} and "
-            f"{len(seeds)} seeds"
-        )
-    made = []
-    for s in seeds:
-        with seeded(s):
-            made.append(MLP((x.shape[2], *sizes)))
-    return Stacked(made).to(x.device, x.dtype)
-
-
-def _check_training(num_epochs: int, batch_size: int) -> None:
-    if num_epochs < 1:
-        raise ValueError(f"num_epochs must be at least 1, got {num_epochs}")
-    if batch_size < 2:
-        raise ValueError(f"batch_size must be at least 2, got {batch_size}")
-
-
 def train_bottlenecks(
     x: Tensor,
     targets: Tensor,
@@ -337,11 +319,11 @@ def train_bottlenecks(
         >>> train_bottlenecks(x, x, seeds=[0], num_epochs=1)(x).shape
         torch.Size([1, 20, 1])
     """
-    _check_training(num_epochs, batch_size)
+    check_epochs(num_epochs, batch_size)
     bends = [huber] * len(x) if isinstance(huber, int | float) else list(huber)
     if len(bends) != len(x) or not all(bend > 0.0 for bend in bends):
         raise ValueError(f"huber must be one positive number, or {len(x)} of them, got {huber}")
-    nets = _networks(x, (*hidden, num_features), seeds)
+    nets = seeded_mlps(x, (*hidden, num_features), seeds)
     if targets.ndim != 3 or targets.shape[:2] != x.shape[:2]:
         raise ValueError(
             f"targets must have shape ({len(x)}, {x.shape[1]}, q), got {tuple(targets.shape)}"

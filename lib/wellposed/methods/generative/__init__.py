@@ -1,0 +1,1 @@
+"""Methods of the chapter: Generative models, memorization and unlearning."""
