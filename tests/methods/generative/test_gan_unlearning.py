@@ -22,6 +22,7 @@ from wellposed.methods.generative.gan_unlearning import (
     parameter_distance,
     percentage_unlearned,
     repulsion_loss,
+    stages,
     unlearn,
 )
 from wellposed.nets.gan import conv_pair, mlp_pair
@@ -192,6 +193,23 @@ def test_unlearn_agrees_with_the_repulsion_loss(kind):
             run.distance[-1, k],
             parameter_distance([*run.generators[k].parameters()], anchors).detach(),
         )
+
+
+@pytest.mark.parametrize("kind", ["il2", "nl2", "el2"])
+def test_the_push_far_from_the_start(kind, monkeypatch):
+    """Where d is no longer its unit; fails if IL2 fades like 1/d instead of 1/d**2."""
+    g, d = pair()
+    start = [p.detach() for p in g.parameters()]
+    anchors = [[p + 0.3 * torch.randn(p.shape, generator=gen(k)) for p in start] for k in (1, 2)]
+    how, found = Repulsion(kind, 2.0, 0.7), {}
+    monkeypatch.setattr(stages, "play", lambda *networks, force, **rest: found.update(force=force))
+    unlearn([g], [d], [IMAGES], [anchors], seeds=[3], repulsions=[how], settings=ONE)
+    theta = [(p + torch.randn(p.shape, generator=gen(9))).requires_grad_() for p in start]
+    scale = parameter_distance(start, anchors).item() ** 0.5
+    small = [[a / scale for a in anchor] for anchor in anchors]
+    loss = how.weight * repulsion_loss([p / scale for p in theta], small, kind, how.alpha)
+    slope = flat(torch.autograd.grad(loss, theta))
+    torch.testing.assert_close(found["force"](flat(theta)[None])[0], slope, rtol=1e-6, atol=1e-9)
 
 
 def test_adapt_agrees_with_the_ewc_penalty():
