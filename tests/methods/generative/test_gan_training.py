@@ -151,9 +151,15 @@ def test_force_is_the_gradient_of_a_penalty():
 
 
 def test_divergence_is_said():
+    """Of two networks one goes astray: the warning comes, and the NaN stands in its row alone."""
     g, d = pair()
+    astray = torch.tensor([[0.0], [math.nan]], dtype=torch.float64)
     with pytest.warns(RuntimeWarning, match="diverged"):
-        play([g], [d], [data()], seeds=[0], settings=SHORT, force=lambda v: v * math.nan)
+        run = play(
+            [g] * 2, [d] * 2, [data()] * 2, seeds=[0, 0], settings=SHORT, force=lambda v: v * astray
+        )
+    for found in (run.distance, run.generator_loss):
+        assert found[-1].isnan().tolist() == [False, True]
 
 
 def test_bad_input():
