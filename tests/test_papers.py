@@ -94,6 +94,7 @@ def flipped_copies(slug: str) -> list[dict[str, Any]]:
                 continue
             changed = [*lines]
             changed[index] = f"{claim.id}: {verdict}"
+            assert claim.timed == lines[index].endswith(": judged by the clock")
             cell = copy.deepcopy(checked)
             cell["outputs"][0]["text"] = "\n".join(changed) + "\n"
             cells.append(cell)

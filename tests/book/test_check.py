@@ -246,6 +246,32 @@ def test_the_verdict_cell_must_not_hold_the_record(paper: Paper) -> None:
     ]
 
 
+def by_the_clock(notebook: Notebook) -> None:
+    """Make the claim a timed one, as a run would show it."""
+    record = RECORD | {"claims": [CLAIM | {"timed": True}]}
+    cell(notebook, "report.show")["outputs"] = [shown(MIME, record)]
+    cell(notebook, "NBVAL")["outputs"] = [stream("first-claim: judged by the clock\n")]
+
+
+def test_a_timed_claim_needs_a_cell_that_measures_times(paper: Paper) -> None:
+    """Fails if `timed` can take any claim out of the comparison."""
+    assert after(paper, by_the_clock) == [
+        "first-claim is judged by the clock, and no cell that measures times is tagged timing"
+    ]
+    assert after(paper, put(stream("1.0"), tags=["timing"])) == []
+
+
+def test_a_timed_verdict_must_not_be_printed(paper: Paper) -> None:
+    """Fails if a committed notebook still asserts a verdict that a busy machine can turn."""
+
+    def change(notebook: Notebook) -> None:
+        by_the_clock(notebook)
+        cell(notebook, "1 + 1")["metadata"]["tags"] = ["timing"]
+        cell(notebook, "NBVAL")["outputs"] = [stream("first-claim: partly\n")]
+
+    assert after(paper, change) == ["the printed verdicts are not those of the claims record"]
+
+
 def test_missing_files_are_named(paper: Paper) -> None:
     root = paper.root
     module = root / "lib/wellposed/methods/noisy_labels/good_paper.py"

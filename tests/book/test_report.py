@@ -50,7 +50,24 @@ def test_the_record_and_the_lines_tell_the_same(
     assert "<b>" not in data["text/html"]
     capsys.readouterr()
     made.verdicts()
-    assert capsys.readouterr().out == "sum-grows: inconclusive\n"
+    assert capsys.readouterr().out == "sum-grows: judged by the clock\n"
+
+
+def test_verdicts_are_printed_unless_the_clock_decides(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fails if a busy machine, which turns a timed verdict, changes the compared lines."""
+    held, failed = mean_at_least([1.0, 2.0, 3.0], -9), mean_at_least([1.0, 2.0, 3.0], 99)
+    printed = {}
+    for timed in (False, True):
+        for evidence in (held, failed):
+            made = report()
+            made.add("sum-grows", evidence, ours="1", timed=timed)
+            made.verdicts()
+            printed[timed, evidence.verdict] = capsys.readouterr().out
+    assert printed[False, "reproduced"] == "sum-grows: reproduced\n"
+    assert printed[False, "not reproduced"] == "sum-grows: not reproduced\n"
+    assert printed[True, "reproduced"] == printed[True, "not reproduced"]
 
 
 def test_smoke_withholds_every_verdict(project: Path) -> None:

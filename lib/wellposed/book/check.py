@@ -8,7 +8,7 @@ from typing import Any
 from wellposed.book.card import Card, read_card
 from wellposed.book.digest import source_file
 from wellposed.book.errors import UserError
-from wellposed.book.notebook import Notebook, code_cells, read_notebook, without_magics
+from wellposed.book.notebook import Notebook, code_cells, read_notebook, tags, without_magics
 from wellposed.book.project import Paper
 from wellposed.book.record import MIME, claims_in
 from wellposed.book.runs import PRESETS, plan
@@ -165,11 +165,13 @@ def _claims(notebook: Notebook, card: Card) -> Iterator[str]:
         yield f"exactly one cell must begin with {NBVAL}, found {len(checked)}"
         return
     printed = "".join("".join(output.get("text", "")) for output in checked[0]["outputs"])
-    lines = [f"{claim.id}: {claim.verdict}" for claim in record.claims]
-    if printed.splitlines() != lines:
+    if printed.splitlines() != [claim.line() for claim in record.claims]:
         yield "the printed verdicts are not those of the claims record"
     if any(MIME in output.get("data", {}) for output in checked[0]["outputs"]):
         yield "the verdict cell must not hold the claims record: nbval would compare its digits"
+    timed = [claim.id for claim in record.claims if claim.timed]
+    if timed and not any("timing" in tags(cell) for cell in code_cells(notebook)):
+        yield f"{timed[0]} is judged by the clock, and no cell that measures times is tagged timing"
 
 
 def _exercises(notebook: Notebook, slug: str) -> Iterator[str]:

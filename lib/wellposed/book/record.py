@@ -41,6 +41,21 @@ class ClaimRecord(BaseModel):
     text: str
     timed: bool = False
 
+    def line(self) -> str:
+        """The claim on one line, the same in every run that finds the same.
+
+        A busy machine can turn the verdict of a timed claim, so the line leaves it out.
+
+        Example:
+            >>> numbers = {"value": 1.0, "low": None, "high": None, "threshold": 0.0, "n": 1}
+            >>> words = {"test": "mean", "relation": ">=", "ours": "1", "text": "mean 1"}
+            >>> ClaimRecord(id="it-grows", verdict="partly", **numbers, **words).line()
+            'it-grows: partly'
+            >>> ClaimRecord(id="it-grows", verdict="partly", timed=True, **numbers, **words).line()
+            'it-grows: judged by the clock'
+        """
+        return f"{self.id}: {'judged by the clock' if self.timed else self.verdict}"
+
 
 class ClaimsRecord(BaseModel):
     """All claims of one run of a notebook, the content of the MIME record."""

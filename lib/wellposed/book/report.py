@@ -47,7 +47,8 @@ class Report:
             claim_id: its id on the card.
             evidence: what a test of :mod:`wellposed.book.claims` returned.
             ours: our number, short, to stand beside the paper's.
-            timed: the numbers are wall-clock times, which differ from run to run.
+            timed: the numbers are times, which differ from run to run; :meth:`verdicts` then
+                leaves the verdict out, so that no test depends on how busy a machine is.
 
         Raises:
             ValueError: the card has no such claim, it is settled already, or the evidence is
@@ -98,9 +99,12 @@ class Report:
         display(data, raw=True)
 
     def verdicts(self) -> None:
-        """Print one line a claim: its id and verdict, nothing that moves between machines."""
+        """Print one line a claim: its id and verdict, nothing that moves between machines.
+
+        So the verdict of a timed claim is not among them; the table of :meth:`show` has it.
+        """
         for claim in self.record().claims:
-            print(f"{claim.id}: {claim.verdict}")
+            print(claim.line())
 
 
 def claims_table(card: Card, record: ClaimsRecord) -> str:
