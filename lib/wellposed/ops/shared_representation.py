@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from wellposed.ops.multitask import RepresentationFit, _times, fit_statistics, task_statistics
+from wellposed.ops.multitask import RepresentationFit, fit_statistics, task_statistics
 
 __all__ = ["excess_risk", "fit_representation", "random_basis"]
 
@@ -88,7 +88,8 @@ def excess_risk(basis: Tensor, head: Tensor, true_basis: Tensor, true_head: Tens
             "head and true_head must have an entry for each column of their bases, got "
             f"{tuple(head.shape)} and {tuple(true_head.shape)}"
         )
-    return (_times(basis, head) - _times(true_basis, true_head)).square().sum(-1)
+    apart = basis @ head.unsqueeze(-1) - true_basis @ true_head.unsqueeze(-1)
+    return apart.square().sum((-2, -1))
 
 
 def random_basis(x: Tensor, rank: int, generator: torch.Generator) -> Tensor:
