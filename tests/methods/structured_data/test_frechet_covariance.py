@@ -191,6 +191,18 @@ def test_losses_side_by_side_are_those_of_one():
         torch.testing.assert_close(found[i], FCCovLoss(p)(*parts[i]))
 
 
+@pytest.mark.parametrize("d", [1, 2])
+def test_gradient_of_the_training_is_that_of_the_loss(d):
+    """The closed form against automatic differentiation; fails without its second centering."""
+    parts = [problem(n=9, d=d, seed=s) for s in range(3)]
+    u, rho = (torch.stack(list(side)) for side in zip(*parts))
+    penalties, u = torch.tensor([0.0, 0.1, 1.0]).double(), (u + 3.0).requires_grad_()
+    ranks = rank_distances(rho)
+    (expected,) = torch.autograd.grad(reduction_loss(u, ranks, penalties).sum(), u)
+    found = frechet_covariance._loss_gradient(u.detach(), ranks, penalties)
+    torch.testing.assert_close(found, expected)
+
+
 def test_divergence_against_loops():
     """Fails without the minus sign or the centering."""
     u, rho = problem(n=6)

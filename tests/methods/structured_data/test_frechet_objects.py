@@ -16,7 +16,9 @@ from wellposed.methods.structured_data.frechet_objects import (
     simulate_objects,
     train_bottlenecks,
 )
+from wellposed.nets import MLP
 from wellposed.ops.metric_spaces import distance_correlation
+from wellposed.train import seeded
 
 
 def gen(seed=0):
@@ -121,6 +123,28 @@ def test_bottleneck_is_regression():
     weight = nets.networks()[0].get_parameter("1.weight")[0]
     cosine = nn.functional.cosine_similarity(weight, expected, dim=0)
     assert abs(cosine.item()) > 0.9999
+
+
+def test_first_step_of_the_bottleneck_descends_the_huber_loss():
+    """Adam's first step has the sign of the gradient; fails if residuals are not clipped."""
+    x = randn(40, 2)
+    y = x[:, :1] - 100.0 * x[:, :1] * (torch.arange(40) % 8 == 0)[:, None]  # some are far off
+    with seeded(0):
+        network = MLP((2, 1)).double()
+    with seeded(0):
+        head = MLP((1, 1)).double()
+    target = y - y.median()
+    target = target / target.abs().median()
+    loss = nn.functional.huber_loss(head(network(x)), target, delta=0.5)
+    grads = torch.autograd.grad(loss, list(network.parameters()))
+    nets = train_bottlenecks(
+        x[None], y[None], seeds=[0], hidden=(), huber=0.5, num_epochs=1, batch_size=40, lr=1e-3
+    )
+    for old, new, grad in zip(network.parameters(), nets.parameters(), grads):
+        torch.testing.assert_close(new[0], old - 1e-3 * grad.sign(), atol=1e-6, rtol=0)
+    squares = nn.functional.mse_loss(head(network(x)), target)
+    (other,) = torch.autograd.grad(squares, network.get_parameter("1.weight"))
+    assert bool((other.sign() != grads[0].sign()).any())  # so the test can tell them apart
 
 
 def test_options_of_the_bottleneck_change_the_result():

@@ -125,9 +125,12 @@ def frechet_cumulative_covariance(features: Tensor, distances: Tensor) -> Tensor
     n = len(features)
     order = _order(distances)
     ordered = distances.gather(1, order)
-    sums = _centered(features)[order].cumsum(1)  # (n centers, n radii, d)
+    # Rows are picked by index_select, several times faster than indexing and gather.
+    near = _centered(features).index_select(0, order.flatten())
+    sums = near.view(n, n, -1).cumsum(1)  # (n centers, n radii, d)
     last = torch.searchsorted(ordered, ordered, right=True) - 1
-    s = sums.gather(1, last.unsqueeze(2).expand_as(sums)).flatten(0, 1) / n
+    last += n * torch.arange(n, device=last.device).unsqueeze(1)
+    s = sums.flatten(0, 1).index_select(0, last.flatten()) / n
     return s.mT @ s / n**2
 
 
@@ -165,8 +168,10 @@ def _profiles(distances: Tensor) -> Tensor:
     """Entry (i, k): how many examples are at least as far from center k as i is."""
     _check_distances(distances)
     distances = distances.contiguous()
-    ordered = distances.gather(-1, _order(distances))
-    closer = torch.searchsorted(ordered, distances)
+    order = _order(distances)
+    ordered = distances.gather(-1, order)
+    closer = torch.empty_like(order)  # found in order, which is faster, and put back in place
+    closer.scatter_(-1, order, torch.searchsorted(ordered, ordered))
     return (distances.shape[-1] - closer).to(distances.dtype).mT.contiguous()
 
 
@@ -397,6 +402,17 @@ def reduction_loss(features: Tensor, distances: Tensor, penalty: Tensor) -> Tens
     return penalty * whitening - 0.5 * martingale_divergence(features, distances)
 
 
+def _loss_gradient(features: Tensor, distances: Tensor, penalty: Tensor) -> Tensor:
+    """Gradient of :func:`reduction_loss`, summed over problems, for symmetric distances.
+
+    In closed form it takes a third of the operations of automatic differentiation.
+    """
+    u, b = _centered(features), features.shape[1]
+    eye = torch.eye(u.shape[2], dtype=u.dtype, device=u.device)
+    whitening = u @ (u.mT @ u / b - eye) * (4.0 / b * penalty).view(-1, 1, 1)
+    return _centered(whitening + distances @ u / b**2)
+
+
 def train_reductions(
     x: Tensor,
     distances: Tensor,
@@ -458,10 +474,12 @@ def train_reductions(
         for rows in minibatches(n, batch_size, g, x.device):
             if len(rows) < batch_size:
                 continue
+            rows = rows.sort().values  # the loss knows no order, and memory is read faster
             pairs = (rows[:, None] * n + rows).flatten()  # much faster than two-axis indexing
             near = flat.index_select(1, pairs).view(m, batch_size, batch_size)
             near = rank_distances(near) if local_balls else near
-            reduction_loss(stacked_forward(nets, x[:, rows]), near, strengths).sum().backward()
+            features = stacked_forward(nets, x[:, rows])
+            features.backward(_loss_gradient(features.detach(), near, strengths))
             adam.step()
     warn_of_nan("train_reductions", *nets.parameters())
     return nets

@@ -340,10 +340,8 @@ def train_bottlenecks(
             if len(rows) < batch_size:
                 continue
             wrong = stacked_forward(heads, stacked_forward(nets, x[:, rows])) - y[:, rows]
-            size = wrong.abs()
-            small = torch.minimum(size, bend)
-            losses = small * (size - 0.5 * small)
-            losses.mean((1, 2)).sum().backward()
+            # The gradient of Huber's loss is the clipped residual.
+            wrong.backward(wrong.detach().clamp(-bend, bend) / wrong[0].numel())
             adam.step()
     warn_of_nan("train_bottlenecks", *nets.parameters())
     return nets

@@ -11,6 +11,7 @@ from torch import Tensor
 from wellposed.methods.noisy_labels.aggregate_responses.losses import (
     _check_bag_size,
     _check_rho,
+    _fit_each,
     bag_loss,
     bag_means,
     fit_interpolating,
@@ -159,7 +160,7 @@ def simulate_risk(
     levels = torch.tensor(noise_vars, dtype=dtype, device=device).sqrt()
     y = clean + levels[:, None, None] * noise
     bag_y = y.unflatten(-1, (-1, bag_size)).mean(-1)
-    fits = [fit_interpolating(X, bag_y, bag_size, rho) for rho in rhos]
+    fits = _fit_each(X, bag_y, bag_size, rhos)
     return torch.stack([(fit - theta).square().sum(-1) for fit in fits], dim=-1).transpose(0, 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -143,17 +144,36 @@ def interpolating_loss(pred: Tensor, bag_y: Tensor, bag_size: int, rho: float) -
     return (means - bag_y).square().mean(-1) + rho * spread
 
 
-def _system(X: Tensor, bag_size: int, rho: float, ridge: float) -> tuple[Tensor, Tensor]:
-    """Bag means U and the matrix ``U'U/m + rho V'V/n + ridge I`` of the normal equations."""
+def _system(
+    X: Tensor, bag_size: int, rhos: Sequence[float], ridge: float
+) -> tuple[Tensor, list[Tensor]]:
+    """Bag means U and, for each rho, the matrix of the normal equations.
+
+    The rows V minus their bag mean obey ``V'V/n = X'X/n - U'U/m``, so that the matrix
+    ``U'U/m + rho V'V/n + ridge I`` is a mixture of two that no rho changes.
+    """
     if X.ndim < 2:
         raise ValueError(f"X must have shape (..., n, d), got {tuple(X.shape)}")
-    _check_rho(rho)
+    for rho in rhos:
+        _check_rho(rho)
     if not 0.0 <= ridge < math.inf:
         raise ValueError(f"ridge must be finite and at least 0, got {ridge}")
     U = bag_means(X, bag_size)
-    V = X - U.repeat_interleave(bag_size, dim=-2)
     eye = torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
-    return U, U.mT @ U / U.shape[-2] + rho * (V.mT @ V) / X.shape[-2] + ridge * eye
+    by_bag = U.mT @ U / U.shape[-2]
+    by_row = X.mT @ X / X.shape[-2] if any(rhos) else by_bag
+    return U, [torch.lerp(by_bag, by_row, rho) + ridge * eye for rho in rhos]
+
+
+def _solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """The matrix's pseudo-inverse times ``right``; Cholesky where it is safely definite."""
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    pivots = factor.diagonal(dim1=-2, dim2=-1)
+    least = torch.finfo(matrix.dtype).eps ** 0.25 * pivots.amax(-1)
+    if bool(((info == 0) & (pivots.amin(-1) > least)).all()):
+        return torch.cholesky_solve(right, factor)
+    solution: Tensor = torch.linalg.pinv(matrix, hermitian=True) @ right
+    return solution
 
 
 def _check_bag_y(U: Tensor, bag_y: Tensor) -> None:
@@ -193,11 +213,20 @@ def fit_interpolating(
         >>> [round(fit_interpolating(X, bag_y, 2, rho).item(), 6) for rho in (0.0, 1.0)]
         [3.0, 2.0]
     """
-    U, matrix = _system(X, bag_size, rho, ridge)
+    return _fit_each(X, bag_y, bag_size, [rho], ridge=ridge)[0]
+
+
+def _fit_each(
+    X: Tensor, bag_y: Tensor, bag_size: int, rhos: Sequence[float], *, ridge: float = 0.0
+) -> list[Tensor]:
+    """:func:`fit_interpolating` for each rho; what does not depend on rho is computed once."""
+    U, matrices = _system(X, bag_size, rhos, ridge)
     _check_bag_y(U, bag_y)
-    moment = U.mT @ bag_y.unsqueeze(-1) / U.shape[-2]
-    theta: Tensor = (torch.linalg.pinv(matrix, hermitian=True) @ moment).squeeze(-1)
-    return theta
+    ahead = bag_y.shape[: max(0, bag_y.ndim + 1 - U.ndim)]  # axes that X lacks: its columns
+    many = bag_y.reshape(-1, *bag_y.shape[len(ahead) :])
+    moment = U.mT @ many.movedim(0, -1) / U.shape[-2]
+    fits = [_solve(matrix, moment).movedim(-1, 0) for matrix in matrices]
+    return [fit.reshape(*ahead, *fit.shape[1:]) for fit in fits]
 
 
 def leave_one_bag_out(
@@ -230,9 +259,9 @@ def leave_one_bag_out(
         >>> leave_one_bag_out(X, bag_y, 2, 0.0).item()
         4.0
     """
-    U, matrix = _system(X, bag_size, rho, ridge)
+    U, (matrix,) = _system(X, bag_size, [rho], ridge)
     _check_bag_y(U, bag_y)
-    projected: Tensor = U @ torch.linalg.pinv(matrix, hermitian=True)
+    projected = _solve(matrix, U.mT).mT
     leverage = (projected * U).sum(-1) / U.shape[-2]
     fitted = (projected @ (U.mT @ bag_y.unsqueeze(-1))).squeeze(-1) / U.shape[-2]
     error = ((bag_y - fitted) / (1 - leverage)).square()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,14 @@ from wellposed.train import generator, minibatches, seeded
 __all__ = ["HeatRun", "fit", "heat", "policy_loss"]
 
 Objective = Callable[[Tensor, Tensor], Tensor]
+
+
+class _Optimizer(Protocol):
+    """What a step needs: an optimizer of ``torch.optim`` or of ``wellposed.train``."""
+
+    def zero_grad(self) -> None: ...
+
+    def step(self) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -93,8 +102,8 @@ def heat(
     x: Tensor,
     y: Tensor,
     *,
-    classifier_optimizer: torch.optim.Optimizer,
-    policy_optimizer: torch.optim.Optimizer,
+    classifier_optimizer: _Optimizer,
+    policy_optimizer: _Optimizer,
     seed: int,
     objective: Objective = _reinforce,
     epochs: int = 90,
@@ -164,9 +173,10 @@ def heat(
         for _ in range(epochs):
             total = x.new_zeros(())
             for index in minibatches(len(x), batch_size, order, device=x.device):
-                dist = policy(x[index])
+                batch = x[index]
+                dist = policy(batch)
                 cells = sample_cells(dist)
-                masked = x[index] * render_mask(cells, size, kernel_size, sigma)
+                masked = batch * render_mask(cells, size, kernel_size, sigma)
                 cost = F.cross_entropy(classifier(masked), y[index], reduction="none")
                 classifier_optimizer.zero_grad()
                 policy_optimizer.zero_grad()
@@ -190,7 +200,7 @@ def fit(
     x: Tensor,
     y: Tensor,
     *,
-    optimizer: torch.optim.Optimizer,
+    optimizer: _Optimizer,
     seed: int,
     corrupt: Callable[[Tensor], Tensor] = _clean,
     epochs: int = 10,

@@ -118,12 +118,17 @@ class _Forward:
         return stacked_forward(self.networks, x, weights)
 
 
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """``x[index]``, in a fraction of the time."""
+    return x.index_select(0, index.flatten()).view(*index.shape, *x.shape[1:])
+
+
 @torch.no_grad()
 def _measure(forward: _Forward, splits: Splits, index: Tensor) -> Tensor:
     """Error and cross-entropy of each network on its examples ``index`` (s, m); (2, s)."""
     total = splits.x.new_zeros(2, len(index))
     for part in index.split(EVAL_CHUNK, dim=1):
-        logits, y = forward(splits.x[part]), splits.y[part]
+        logits, y = forward(_take(splits.x, part)), splits.y[part]
         wrong = (logits.argmax(-1) != y).to(total.dtype).mean(1)
         total += torch.stack([wrong, _nll(logits, y)]) * part.shape[1]
     return total / index.shape[1]
@@ -211,7 +216,8 @@ def train_side_by_side(
             orders = [torch.randperm(splits.train.shape[1], generator=g) for g in generators]
             shuffled = splits.train.gather(1, torch.stack(orders).to(splits.train.device))
             for index in shuffled.split(batch_size, dim=1):
-                step(_nll(forward(splits.x[index]), splits.y[index]), lr_factor=0.1**drops)
+                logits = forward(_take(splits.x, index))
+                step(_nll(logits, splits.y[index]), lr_factor=0.1**drops)
     networks.eval()
     parts = [_measure(forward, splits, i) for i in (splits.train, splits.val, splits.test)]
     _write_back(networks, models)
