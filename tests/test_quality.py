@@ -12,6 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 COMMANDS = {
     "ruff check": ["ruff", "check", "."],
+    # In notebooks only what is wrong, such as an unused import: their layout is for readers.
+    "ruff check of notebooks": ["ruff", "check", "--isolated", "--select", "F", "notebooks"],
     "ruff format": ["ruff", "format", "--check", "."],
     "mypy": ["mypy"],
     "import-linter": ["lint-imports", "--no-cache"],

@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 from contract import Case
-from wellposed.nets.quadratic import QuadraticMLP, analytic_mlp, one_hot_columns, stacked_logits
+from wellposed.nets.quadratic import (
+    QuadraticMLP,
+    analytic_mlp,
+    one_hot_columns,
+    stacked_logits,
+    table_logits,
+)
 
 
 def _net(like, p=5, width=6, **kind):
@@ -44,12 +50,30 @@ CASES = {
     "stacked_logits": Case(
         inputs=lambda g: (torch.ones(1), _pairs(g)), call=lambda like, pairs: _stacked(like, pairs)
     ),
+    "table_logits": Case(
+        inputs=lambda g: (torch.ones(1),),
+        call=lambda like: table_logits({n: w[None] for n, w in _net(like).state_dict().items()}),
+    ),
 }
 
 
 @pytest.fixture
 def g():
     return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("activation", [torch.square, torch.relu])
+def test_the_whole_table_holds_the_answer_to_each_pair(g, activation):
+    """Fails if the pair (m, n) stands where (n, m) belongs, or if networks are mixed up."""
+    nets = [QuadraticMLP(4, 3, generator=g, activation=activation) for _ in range(2)]
+    state = {name: torch.stack([m.state_dict()[name] for m in nets]) for name in ("U", "V", "W")}
+    table = table_logits(state, activation=activation).unflatten(2, (4, 4))
+    for i, net in enumerate(nets):
+        for m in range(4):
+            for n in range(4):
+                torch.testing.assert_close(table[i, :, m, n], net(torch.tensor([[m, n]]))[0])
+    with pytest.raises(ValueError, match="without BatchNorm"):
+        table_logits({"norm.weight": torch.ones(1, 3), **state})
 
 
 @pytest.mark.parametrize("activation", [torch.square, torch.relu])

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["QuadraticMLP", "analytic_mlp", "one_hot_columns", "stacked_logits"]
+__all__ = ["QuadraticMLP", "analytic_mlp", "one_hot_columns", "stacked_logits", "table_logits"]
 
 
 def one_hot_columns(pairs: Tensor, p: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -82,6 +82,40 @@ def stacked_logits(
         )
         hidden = flat.view_as(hidden)
     return state["W"] @ hidden
+
+
+def table_logits(
+    state: dict[str, Tensor], *, activation: Callable[[Tensor], Tensor] = torch.square
+) -> Tensor:
+    """What several `QuadraticMLP` without BatchNorm answer to each pair of residues.
+
+    Args:
+        state: their state dictionaries, each entry stacked on a first axis of k networks.
+        activation: between the two layers.
+
+    Returns:
+        Scores, shape (k, p, p * p); column m * p + n answers the pair (m, n).
+
+    Raises:
+        ValueError: networks with BatchNorm.
+
+    Source: Doshi et al. (2024), arXiv 2310.13061.
+
+    Example:
+        >>> net = QuadraticMLP(3, 4)
+        >>> out = table_logits({name: weight[None] for name, weight in net.state_dict().items()})
+        >>> torch.allclose(out[0, :, 2 * 3 + 1], net(torch.tensor([[2, 1]]))[0])
+        True
+    """
+    if "norm.weight" in state:
+        raise ValueError("state must be of networks without BatchNorm")
+    # An outer sum in place of one-hot products; one network after another, in the cache.
+    return torch.stack(
+        [
+            w @ activation(u[:, :, None] + v[:, None, :]).flatten(1)
+            for u, v, w in zip(state["U"], state["V"], state["W"], strict=True)
+        ]
+    )
 
 
 def _check_pairs(pairs: Tensor) -> None:

@@ -118,11 +118,12 @@ def brownian_path(
     dtype = torch.float32 if like is None else like.dtype
     device = sources[0].device if like is None else like.device
     drawn = [torch.randn(size, generator=g, dtype=dtype, device=g.device) for g in sources]
-    dw, dz = math.sqrt(cell) * torch.cat(drawn, 2).to(device)
-    zero = dw.new_zeros(1, *shape)
-    w = torch.cat([zero, dw.cumsum(0)])
-    inside = cell * (w[:-1] + (dw + dz / math.sqrt(3.0)) / 2)
-    return BrownianPath(w, torch.cat([zero, inside.cumsum(0)]), cell)
+    dw, dz = torch.cat(drawn, 2).to(device).mul_(math.sqrt(cell))
+    w, integral = dw.new_zeros(2, cells + 1, *shape)
+    torch.cumsum(dw, 0, out=w[1:])
+    inside = dz.div_(math.sqrt(3.0)).add_(dw).div_(2).add_(w[:-1]).mul_(cell)
+    torch.cumsum(inside, 0, out=integral[1:])
+    return BrownianPath(w, integral, cell)
 
 
 Func = Callable[[Tensor, Tensor], Tensor]
@@ -133,6 +134,12 @@ def _mix(ks: list[Tensor], weights: tuple[float, ...]) -> Tensor:
     for k, weight in zip(ks[1:], weights[1:]):
         total = total.add(k, alpha=weight)
     return total
+
+
+def _mixes(ks: list[Tensor], rows: tuple[tuple[float, ...], ...]) -> Tensor:
+    """Several mixtures of the same stages in one product."""
+    stages = torch.stack(ks)
+    return (stages.new_tensor(rows) @ stages.flatten(1)).view(len(rows), *ks[0].shape)
 
 
 def _step(
@@ -153,16 +160,18 @@ def _step(
     chi_3 = (dw.pow(3) - 3 * dw * wide) / (6 * safe)
     ks, gs, places = [drift(t, y)], [diffusion(t, y)], [y]
     for i in range(3):
-        place = y + wide * _mix(ks, A0[i]) + chi_2 * _mix(gs, B0[i])
-        other = y + wide * _mix(ks, A1[i]) + root * _mix(gs, B1[i])
+        place = y.addcmul(wide, _mix(ks, A0[i])).addcmul(chi_2, _mix(gs, B0[i]))
+        other = y.addcmul(wide, _mix(ks, A1[i])).addcmul(root, _mix(gs, B1[i]))
         ks.append(drift(t + C0[i + 1] * h, place))
         gs.append(diffusion(t + C1[i + 1] * h, other))
         places.append(place)
-    second = chi_2 * _mix(gs, BETA[2]) + chi_3 * _mix(gs, BETA[3])
-    z = y + wide * _mix(ks, ALPHA) + dw * _mix(gs, BETA[0]) + chi_1 * _mix(gs, BETA[1]) + second
+    ends = _mixes(gs, BETA)
+    flow, whole = _mixes(ks, (ALPHA, (1.0,) * 4))
+    second = (chi_2 * ends[2]).addcmul(chi_3, ends[3])
+    z = y.addcmul(wide, flow).addcmul(dw, ends[0]).addcmul(chi_1, ends[1]) + second
     rtol, atol = tolerances
     scale = torch.maximum(y.abs(), z.abs()).mul(rtol).add(atol)
-    error = row_norm((wide * _mix(ks, (1.0,) * 4) + second) / scale, True)
+    error = row_norm(second.addcmul(wide, whole) / scale, True)
     # The last two drift stages stand at one time: their difference is the Jacobian at work.
     length = row_norm(places[3] - places[2], True)
     floor = ROUNDING * torch.finfo(y.dtype).eps * row_norm(z.detach(), True)

@@ -13,6 +13,7 @@ from wellposed.methods.grokking.corrupted_data import (
     QuadraticMLP,
     analytic_mlp,
     evaluate,
+    evaluate_side_by_side,
     inverse_participation_ratio,
     modular_addition_data,
     neuron_ipr,
@@ -76,6 +77,12 @@ CASES = {
         ),
         keeps_dtype=False,
         on_device=False,
+    ),
+    "evaluate_side_by_side": Case(
+        inputs=_one(),
+        call=lambda like: evaluate_side_by_side(
+            [_as(_net(), like)] * 2, [_data().to(like.device)] * 2
+        ),
     ),
     "inverse_participation_ratio": Case(
         inputs=lambda g: (torch.randn(3, 7, generator=g),), call=inverse_participation_ratio
@@ -180,6 +187,20 @@ def test_evaluation_switches_dropout_off():
     assert evaluate(net.train(), _data()).test == 1.0
 
 
+def test_evaluation_side_by_side_is_one_by_one():
+    """Fails if the answer to (m, n) is read at (n, m), or if padding is counted."""
+    nets = [_net(seed=s) for s in (0, 1)]
+    sets = [_data(fraction=0.8), _data(fraction=0.5, seed=1)]
+    for net, data in zip(nets, sets, strict=True):
+        train(net, data, steps=12)
+    got = evaluate_side_by_side(nets, sets)
+    for i in range(2):
+        alone = evaluate(nets[i], sets[i])
+        want = [alone.train, alone.corrupted, alone.uncorrupted, alone.test]
+        assert got[:, i].tolist() == pytest.approx(want)
+    assert 0.1 < got[1, 1].item() < 0.95
+
+
 def test_phases_and_their_thresholds():
     grid = torch.tensor([0.0, 0.15, 0.5, 0.85, 1.0])
     codes = training_phase(grid.expand(5, 5), grid[:, None].expand(5, 5))
@@ -268,6 +289,19 @@ def test_dropout_acts_in_training_and_follows_the_generator():
     assert not torch.equal(runs[0], runs[3])
 
 
+def test_gradients_by_hand_are_those_of_the_graph():
+    """Another name for the square takes the general path; fails if dropout is left out of one."""
+    data = _data()
+    for rate, batch in ((0.5, None), (0.0, 8), (0.5, 8), (0.0, None)):
+        slopes = []
+        for activation in (torch.square, lambda h: h * h):
+            net = _net(dropout=rate, activation=activation).double()
+            train(net, data, steps=9, batch_size=batch, generator=_gen())
+            slopes.append(net.state_dict())
+        for name, weight in slopes[0].items():
+            torch.testing.assert_close(weight, slopes[1][name])
+
+
 def test_decay_makes_a_small_network_give_up_corrupted_labels():
     """The paper's effect in small: fails if the sign of the decay flips."""
     data = modular_addition_data(23, 0.9, 0.15, _gen())
@@ -290,6 +324,20 @@ def test_transformers_are_trained_as_if_alone():
         alone, single = train_transformers([sets[i]], seeds=[i], weight_decay=decay, **small)
         torch.testing.assert_close(both.head[i], alone.head[0], rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(run.train[i], single.train[0], atol=0.06, rtol=0)
+
+
+def test_transformers_are_measured_by_what_they_answer():
+    """Fails if the layer is computed in another way than the transformer does."""
+    sets = [_data(), _data(seed=1)]
+    nets, run = train_transformers(
+        sets, seeds=[0, 1], steps=8, lr=0.003, width=8, heads=2, embed_std=0.5
+    )
+    pairs = torch.stack([data.train_pairs for data in sets])
+    labels = torch.stack([data.train_labels for data in sets])
+    right = (nets(pairs)[:, :, -1].argmax(-1) == labels).float().mean(1)
+    assert right.min() > 0.1
+    assert right.max() < 0.95
+    torch.testing.assert_close(run.train[:, -1], right)
 
 
 @pytest.mark.parametrize(
@@ -319,6 +367,7 @@ def test_every_knob_of_the_transformer_changes_it(change):
         (lambda: train(_net(), _data(), steps=0), "steps and log_every must be at least 1"),
         (lambda: train(_net(), _data(p=5), steps=1), "must all have one modulus"),
         (lambda: train(_net(), _data(), steps=1, batch_size=1000), "batch_size must be in"),
+        (lambda: evaluate_side_by_side([_net()], []), "need one data set a network"),
         (lambda: train_side_by_side([_net()], [], steps=1), "need one data set a network"),
         (
             lambda: train_side_by_side([_net(), _net(dropout=0.1)], [_data()] * 2, steps=1),

@@ -411,6 +411,21 @@ def test_weight_decay_is_half_the_squared_norm():
     torch.testing.assert_close(difference, expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("hidden", [[], [6], [7, 5]])
+def test_gradients_by_hand_are_those_of_the_loss(hidden):
+    """Fails if dropout, decay or the sum over examples is missing from a gradient."""
+    start = raw([0.2, 0.4, -1.5, 0.1], [0.5, 0.1, -2.0, 0.2])
+    nets = st.networks._Networks(
+        task(), start, [0, 1], best_response=False, channels=[], hidden=hidden, batch_size=4, seed=0
+    )
+    batch = start.flatten(0, 1).unsqueeze(1).expand(-1, 4, -1)
+    nets.generator.manual_seed(3)
+    want = torch.autograd.grad(nets.train_loss(batch).sum(), nets.parameters)
+    nets.generator.manual_seed(3)
+    got = nets.plain_gradients(batch)
+    torch.testing.assert_close(got, list(want))
+
+
 def test_schedules_are_spread_over_the_steps():
     """A constant schedule is a constant; its two halves act in turn."""
     a, b = raw(LIGHT), raw([0.5, 0.5, -2.0, 0.2])

@@ -29,6 +29,7 @@ from wellposed.methods.grokking.corrupted_data.phases import (
     Accuracies,
     History,
     evaluate,
+    evaluate_side_by_side,
     training_phase,
     two_stages,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "QuadraticMLP",
     "analytic_mlp",
     "evaluate",
+    "evaluate_side_by_side",
     "inverse_participation_ratio",
     "modular_addition_data",
     "neuron_ipr",

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from wellposed.data.corrupted_modular import CorruptedData, LabelTable
+from wellposed.nets.quadratic import QuadraticMLP, table_logits
 
-__all__ = ["PHASES", "Accuracies", "History", "evaluate", "training_phase", "two_stages"]
+__all__ = [
+    "PHASES",
+    "Accuracies",
+    "History",
+    "evaluate",
+    "evaluate_side_by_side",
+    "training_phase",
+    "two_stages",
+]
 
 PHASES = ("memorization", "coexistence", "partial inversion", "full inversion", "forgetting")
 """Names of the phases, in the order of the codes of `training_phase`."""
@@ -75,6 +85,41 @@ def evaluate(model: nn.Module, data: CorruptedData) -> Accuracies:
         values = LabelTable.of([data], like).accuracies(lambda pairs: model(pairs)[None])
     model.train(mode)
     return Accuracies(*values[:, 0].tolist())
+
+
+def evaluate_side_by_side(
+    models: Sequence[QuadraticMLP], datasets: Sequence[CorruptedData]
+) -> Tensor:
+    """The four accuracies of several networks at once.
+
+    Args:
+        models: of one size and activation, without BatchNorm, on one device.
+        datasets: one for each network, with one modulus; sizes may differ.
+
+    Returns:
+        Shape (4, networks): train, corrupted, uncorrupted and test accuracy, as in `Accuracies`.
+
+    Raises:
+        ValueError: counts that differ, no network, or networks with BatchNorm.
+
+    Source: Doshi et al. (2024).
+
+    Example:
+        >>> from wellposed.data.corrupted_modular import modular_addition_data
+        >>> from wellposed.nets.quadratic import analytic_mlp
+        >>> net, data = analytic_mlp(7, 600), modular_addition_data(7, 0.5, 0.0)
+        >>> evaluate_side_by_side([net, net], [data, data])[3].tolist()
+        [1.0, 1.0]
+    """
+    if len(models) == 0 or len(models) != len(datasets):
+        raise ValueError(
+            f"need one data set a network, got {len(models)} networks and {len(datasets)}"
+        )
+    states = [model.state_dict() for model in models]
+    state = {name: torch.stack([s[name] for s in states]) for name in states[0]}
+    table = LabelTable.of(datasets, state["U"])
+    activation = models[0].activation
+    return table.accuracies(lambda pairs: table_logits(state, activation=activation).mT)
 
 
 def training_phase(

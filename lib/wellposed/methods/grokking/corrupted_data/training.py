@@ -14,6 +14,7 @@ from wellposed.nets.quadratic import (
     QuadraticMLP,
     one_hot_columns,
     stacked_logits,
+    table_logits,
 )
 from wellposed.nets.transformer import Transformer
 from wellposed.train import StackedAdam
@@ -51,6 +52,59 @@ def _fit(
             optimizer.step()
     curves = torch.stack(measured, dim=-1).cpu()  # (4, networks, logs)
     return History(torch.tensor(at), *curves)
+
+
+def _square_gradients(
+    w: Tensor, before: Tensor, wanted: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the squared error in W and in the pre-activations of squared neurons."""
+    hidden = before.square()  # (networks, width, pairs)
+    error = torch.bmm(w, hidden).sub_(wanted).mul_(scale)
+    return torch.bmm(error, hidden.mT), torch.bmm(w.mT, error).mul_(before).mul_(2)
+
+
+def _one_hot_step(
+    state: dict[str, Tensor], x: Tensor, wanted: Tensor, scale: Tensor, kept: Tensor | None
+) -> None:
+    """A batch of one-hot columns `x` through squared neurons, with gradients by hand."""
+    u, v, w = (state[name].detach() for name in ("U", "V", "W"))
+    before = torch.bmm(torch.cat([u, v], 2), x)
+    if kept is not None:
+        before *= kept
+    state["W"].grad, back = _square_gradients(w, before, wanted, scale)
+    if kept is not None:
+        back *= kept
+    slope = torch.bmm(back, x.mT)
+    state["U"].grad, state["V"].grad = slope.split(u.shape[2], 2)
+
+
+def _whole_table_step(state: dict[str, Tensor], table: LabelTable) -> Callable[[], None]:
+    """A full batch through squared neurons, with gradients by hand.
+
+    All pairs are cells of one table, so U e_m + V e_n is an outer sum: half the work of a product
+    with one-hot columns. Cells without a training pair have no weight.
+    """
+    u, v, w = (state[name].detach() for name in ("U", "V", "W"))
+    k, p = len(u), table.p
+    cell = table.pairs[..., 0] * p + table.pairs[..., 1]
+    empty = w.new_zeros(k, p * p)
+    given = empty.long().scatter_add(1, cell, table.labels * table.weight.long())
+    wanted = F.one_hot(given, p).mT.to(w.dtype)  # (k, p, p * p)
+    share = table.weight / table.weight.sum(1, keepdim=True) * (2 / p)
+    scale = empty.scatter_add(1, cell, share)[:, None]
+    # On a CPU one network after another, so that its hidden layer stays in the cache.
+    groups = [slice(i, i + 1) for i in range(k)] if w.device.type == "cpu" else [slice(k)]
+
+    def backward() -> None:
+        slopes = [torch.empty_like(weight) for weight in (u, v, w)]
+        for i in groups:
+            before = u[i, :, :, None] + v[i, :, None, :]  # (networks, width, p, p)
+            slopes[2][i], back = _square_gradients(w[i], before.flatten(2), wanted[i], scale[i])
+            back = back.view_as(before)
+            slopes[0][i], slopes[1][i] = back.sum(3), back.sum(2)
+        state["U"].grad, state["V"].grad, state["W"].grad = slopes
+
+    return backward
 
 
 def train_side_by_side(
@@ -123,16 +177,18 @@ def train_side_by_side(
     if batch_size is not None:
         scale = torch.full_like(scale[..., :batch_size], 2 / (batch_size * template.p))
     source = x.device if generator is None else generator.device
-    pending: list[Tensor] = []
+    pending: list[tuple[Tensor, Tensor]] = []
+    square = template.norm is None and activation is torch.square
 
     def batch() -> tuple[Tensor, Tensor]:
         if batch_size is None:
             return x, target
         if not pending:
             order = torch.rand(k, 1, n, generator=generator, device=source).argsort(2).to(x.device)
-            pending.extend(order[..., : n - n % batch_size].split(batch_size, dim=2))
-        index = pending.pop(0)
-        return x.take_along_dim(index, 2), target.take_along_dim(index, 2)
+            order = order[..., : n - n % batch_size]
+            epoch = [part.take_along_dim(order, 2).split(batch_size, 2) for part in (x, target)]
+            pending.extend(zip(*epoch, strict=True))
+        return pending.pop(0)
 
     def backward() -> None:
         inputs, wanted = batch()
@@ -140,8 +196,11 @@ def train_side_by_side(
         if template.dropout:
             # rand and a comparison: bernoulli_ takes several times as long.
             size = (k, template.width, inputs.shape[2])
-            kept = torch.rand(size, generator=generator, device=source)
-            mask = kept.to(inputs).ge(template.dropout).to(dtype) / (1 - template.dropout)
+            drawn = torch.rand(size, generator=generator, device=source).to(inputs)
+            mask = drawn.ge_(template.dropout).mul_(1 / (1 - template.dropout))
+        if square:
+            _one_hot_step(state, inputs, wanted, scale, mask)
+            return
         given = stacked_logits(
             state, inputs, activation=activation, mask=mask, batch_statistics=True
         )
@@ -150,10 +209,14 @@ def train_side_by_side(
         given.backward((given.detach() - wanted).mul_(scale))
 
     def logits_of(pairs: Tensor) -> Tensor:
+        if template.norm is None:
+            return table_logits(state, activation=activation).mT
         everything = one_hot_columns(pairs, template.p, dtype=dtype).expand(k, -1, -1)
         return stacked_logits(state, everything, activation=activation).mT
 
-    history = _fit(table, backward, logits_of, optimizer, steps, log_every)
+    whole = square and not template.dropout and batch_size is None
+    step = _whole_table_step(state, table) if whole else backward
+    history = _fit(table, step, logits_of, optimizer, steps, log_every)
     for i, model in enumerate(models):
         model.load_state_dict({name: value[i].detach() for name, value in state.items()})
     return history

@@ -118,7 +118,7 @@ class NestedDropout(nn.Module):
             return x if self.keep is None else truncate(x, self.keep)
         rows = len(x) if self.per_sample else 1
         u = torch.rand(rows, 1, dtype=self.survival.dtype, device=x.device)
-        return x * (u < self.survival)
+        return x * (u < self.survival).to(x.dtype)
 
 
 def _by_width(features: Tensor, weight: Tensor) -> Tensor:

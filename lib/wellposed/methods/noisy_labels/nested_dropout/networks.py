@@ -5,16 +5,61 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+from torch.func import vmap
 
 from wellposed.methods.noisy_labels.nested_dropout.layer import NestedDropout, _by_width
-from wellposed.nets import Stacked
+from wellposed.nets import MLP, Stacked
 from wellposed.ops.numerics import warn_of_nan
 from wellposed.train import StackedAdam, seeded
 
 __all__ = ["CompressedNetworks", "fit_regression"]
+
+
+class _Affine(torch.autograd.Function):
+    """Linear layers side by side, with gradients that lie in memory as the weights do."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        return grad @ weight if ctx.needs_input_grad[0] else None, grad.mT @ x, grad.sum(1)
+
+
+class _Features(Stacked):
+    """Networks side by side; fully connected ones go layer by layer, without vmap's detours."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__(networks)
+        layers = dict(self.template.named_children())
+        linear = {k: type(v) is nn.Linear and v.bias is not None for k, v in layers.items()}
+        plain = type(self.template) in (nn.Sequential, MLP)
+        self._plain = plain and all(linear[k] or not v.state_dict() for k, v in layers.items())
+        self._layers = [(k if linear[k] else None, v) for k, v in layers.items()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._plain:
+            return super().forward(x)
+        for name, layer in self._layers:
+            if name is not None:
+                weight, bias = (
+                    getattr(self, self._flat(f"{name}.{p}")) for p in ("weight", "bias")
+                )
+                out: Tensor = _Affine.apply(x.flatten(1, -2), weight, bias)
+                x = out.view(*x.shape[:-1], -1)
+            elif isinstance(layer, nn.ReLU):
+                x = x.relu()
+            else:
+                x = vmap(layer, randomness="different")(x)
+        return x
 
 
 class CompressedNetworks(nn.Module):
@@ -49,12 +94,13 @@ class CompressedNetworks(nn.Module):
                     "nn.Linear(..., bias=False))"
                 )
             weights.append(linear.weight.detach())
-        self.features = Stacked([net[0] for net in networks])
+        self.features = _Features([net[0] for net in networks])
         self.compress = nn.ModuleList(copy.deepcopy(net[1]) for net in networks)
         # One linear map a network, (s, C, D).
         self.weight = nn.Parameter(torch.stack(weights))
         kinds = groupby(range(len(networks)), key=lambda i: _kind(networks[i][1], i))
         self._groups = [list(members) for _, members in kinds]
+        self._leaders = [self.compress[members[0]] for members in self._groups]
 
     @torch.no_grad()
     def networks(self) -> list[nn.Sequential]:
@@ -73,10 +119,17 @@ class CompressedNetworks(nn.Module):
 
     def classify(self, h: Tensor) -> Tensor:
         """Map features (s, b, D) through compression and linear map to outputs (s, b, C)."""
-        parts = [
-            self._squeeze(members, h[members[0] : members[-1] + 1]) for members in self._groups
-        ]
+        # Not slices: the gradient of each would be a tensor as large as all of them.
+        shares = h.split([len(members) for members in self._groups])
+        parts = [self._squeeze(members, own) for members, own in zip(self._groups, shares)]
         return torch.bmm(torch.cat(parts), self.weight.transpose(1, 2))
+
+    def _switch(self, training: bool) -> None:
+        """Set the mode of what computes: one layer compresses for all of its group."""
+        self.training = training
+        self.features.train(training)
+        for layer in self._leaders:
+            layer.training = training
 
     def _squeeze(self, members: list[int], h: Tensor) -> Tensor:
         """Compress the features (g, b, D) of neighbors with one kind of compression."""

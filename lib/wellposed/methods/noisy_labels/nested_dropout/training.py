@@ -106,13 +106,20 @@ def _batches(seeds: Sequence[int], n: int, batch_size: int, epoch: int) -> list[
     return [torch.stack(parts) for parts in zip(*orders)]
 
 
+def _take(values: Tensor, index: Tensor) -> Tensor:
+    """Entries values[i, index[i]] for each network i; one flat index is several times faster."""
+    starts = torch.arange(len(index), device=index.device)[:, None] * values.shape[1]
+    rows = values.flatten(0, 1).index_select(0, (index + starts).flatten())
+    return rows.view(*index.shape, *values.shape[2:])
+
+
 def _set_widths(members: Sequence[CompressedNetworks], val: Sequence[Tensor], y: Tensor) -> None:
     """Choose the width of each nested network (or of a pair's mean) from validation features."""
     for i, labels in enumerate(y):
         layers = [m.compress[i] for m in members]
         if isinstance(layers[0], NestedDropout):
             each = [_by_width(h[i], m.weight[i]) for h, m in zip(val, members)]
-            keep, _ = _pick(torch.stack(each).mean(0), labels, PENALTY)
+            keep, _ = _pick(sum(each[1:], each[0]) / len(each), labels, PENALTY)
             for layer in layers:
                 setattr(layer, "keep", keep)  # noqa: B010 - mypy knows no attribute of a ModuleList's items
 
@@ -203,16 +210,16 @@ def train_compressed(
     _check_budget(seeds, size, epochs, batch_size, measure_every)
     data = _stack(tasks, size)
     sgd = StackedSGD(networks.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
-    rows, curves = torch.arange(size, device=data.x.device)[:, None], []
+    curves = []
     with seeded(seeds[0]):
         for epoch in range(epochs):
             networks.train()
             for index in _batches(seeds, data.noisy.shape[1], batch_size, epoch):
                 index = index.to(data.x.device)
-                logits = networks(data.x[rows, index])
+                logits = networks(_take(data.x, index))
                 # A sum over networks: none of them must feel how many train beside it.
                 each = F.cross_entropy(
-                    logits.flatten(0, 1), data.noisy[rows, index].flatten(), reduction="sum"
+                    logits.flatten(0, 1), _take(data.noisy, index).flatten(), reduction="sum"
                 )
                 (each / index.shape[1]).backward()
                 sgd.step(_lr_factor(epoch, milestones))
@@ -234,11 +241,10 @@ def _rank(
 
     Networks with a larger rate keep fewer: their last weights are zero. Weights sum to one.
     """
-    rows = torch.arange(len(index), device=index.device)[:, None]
-    networks.eval()
-    logits = networks(data.x[rows, index]).transpose(1, 2)
-    losses = F.cross_entropy(logits, data.noisy[rows, index], reduction="none")
-    networks.train()
+    networks._switch(training=False)
+    logits = networks(_take(data.x, index)).transpose(1, 2)
+    losses = F.cross_entropy(logits, _take(data.noisy, index), reduction="none")
+    networks._switch(training=True)
     kept = index.gather(1, small_loss_indices(losses, min(forget_rates)))
     counts = torch.tensor([[_kept(r, index.shape[1])] for r in forget_rates], device=index.device)
     inside = torch.arange(kept.shape[1], device=index.device) < counts
@@ -314,9 +320,12 @@ def co_teach(
         raise ValueError("tasks must hold at least two training examples, one for each network")
     parameters = [p for nets in pair for p in nets.parameters()]
     sgd = StackedSGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
-    rows, curves = torch.arange(size, device=data.x.device)[:, None], []
+    curves = []
     with seeded(seeds[0]):
-        _measure(pair, data)  # sets the width at which the first epoch ranks
+        for nets in pair:
+            nets.eval()
+        # The width at which the first epoch ranks.
+        _set_widths(pair, [n.features(data.x_val).detach() for n in pair], data.noisy_val)
         for epoch in range(epochs):
             ramp = epoch / max(ramp_epochs - 1, 1) if epoch < ramp_epochs else 1.0
             pure = []
@@ -328,15 +337,13 @@ def co_teach(
                 left_out = [ramp * r for r in rates]
                 picks = [_rank(n, data, part, left_out) for n, part in zip(pair, parts)]
                 for kept, weight in picks:
-                    true = data.noisy[rows, kept] == data.clean[rows, kept]
+                    true = _take(data.noisy, kept) == _take(data.clean, kept)
                     pure.append((weight * true).sum(1))
                 order = picks[::-1] if exchange else picks
-                loss = data.x.new_zeros(())
                 for nets, (kept, weight) in zip(pair, order):
-                    logits = nets(data.x[rows, kept]).transpose(1, 2)
-                    each = F.cross_entropy(logits, data.noisy[rows, kept], reduction="none")
-                    loss = loss + (weight * each).sum()
-                loss.backward()
+                    logits = nets(_take(data.x, kept)).transpose(1, 2)
+                    each = F.cross_entropy(logits, _take(data.noisy, kept), reduction="none")
+                    (weight * each).sum().backward()
                 sgd.step(_lr_factor(epoch, milestones))
             if (epoch + 1) % measure_every == 0 or epoch + 1 == epochs:
                 curves.append(torch.cat([_measure(pair, data), torch.stack(pure).mean(0)[None]]))

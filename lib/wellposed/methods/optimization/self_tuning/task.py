@@ -81,5 +81,5 @@ def _pick_shifted(
     window = (inner.unsqueeze(1) * side + inner).flatten()
     corner = rows * side * side + dy * side + dx
     index = corner.unsqueeze(-1) + window
-    moved: Tensor = padded.flatten()[index].unflatten(-1, (len(inner), len(inner)))
-    return moved
+    pixels = padded.flatten().index_select(0, index.flatten())  # faster than [index]
+    return pixels.view(*reach.shape, len(inner), len(inner))
