@@ -24,9 +24,13 @@ def _exact(path, y0):
     return y0 * torch.exp(DRIFT - NOISE**2 / 2 + NOISE * path.values[-1])
 
 
-def test_moments_of_path_and_integral():
-    """Var W(1) = 1, Var of the integral = 1/3, covariance = 1/2 (to four standard errors)."""
-    path = _path(entries=20_000, cells=8)
+@pytest.mark.parametrize("cells", [1, 8])
+def test_moments_of_path_and_integral(cells):
+    """Var W(1) = 1, Var of the integral = 1/3, covariance = 1/2 (to four standard errors).
+
+    With one cell all of the integral is drawn: fails if its own part has another variance.
+    """
+    path = _path(entries=20_000, cells=cells)
     w, area = path.values[-1, 0], path.integral[-1, 0]
     assert float(w.var()) == pytest.approx(1, abs=0.04)
     assert float(area.var()) == pytest.approx(1 / 3, abs=0.014)

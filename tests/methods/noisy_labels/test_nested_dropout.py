@@ -437,6 +437,27 @@ def test_selection_finds_the_correct_labels():
     assert run.purity.min() > 0.9
 
 
+def test_co_teaching_ranks_without_masks_and_learns_with_them():
+    """Masks leave one channel, validation chooses three, and three channels know the classes.
+
+    Fails if the ranking sees masks, or if what is learned from the selection does not.
+    """
+    t = task()
+    t = replace(t, noisy_val=t.clean[:9])
+    with torch.no_grad():
+        linear = nn.Linear(4, 3, bias=False)
+        linear.weight.copy_(5 * torch.eye(3, 4))
+    net = nn.Sequential(nn.Identity(), NestedDropout(4, std=0.1), linear)
+    pair = [CompressedNetworks([net]) for _ in range(2)]
+    budget = {"epochs": 1, "batch_size": 24, "momentum": 0.0, "weight_decay": 0.0}
+    run = co_teach(*pair, [t], forget_rate=0.5, seeds=[0], lr=0.1, ramp_epochs=0, **budget)
+    assert run.purity.min() == 1
+    for nets in pair:
+        moved = (nets.weight[0] - 5 * torch.eye(3, 4)).abs().amax(0)
+        assert moved[0] > 0
+        assert moved[1:].max() == 0
+
+
 def test_training_refuses_bad_input():
     one, two = CompressedNetworks([network()]), CompressedNetworks([network(), network()])
     t = task()

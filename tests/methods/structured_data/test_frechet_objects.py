@@ -125,8 +125,8 @@ def test_bottleneck_is_regression():
     assert abs(cosine.item()) > 0.9999
 
 
-def test_first_step_of_the_bottleneck_descends_the_huber_loss():
-    """Adam's first step has the sign of the gradient; fails if residuals are not clipped."""
+def test_bottleneck_against_torchs_adam_and_huber_loss():
+    """Full batches, so that the order is no matter; fails if residuals are clipped elsewhere."""
     x = randn(40, 2)
     y = x[:, :1] - 100.0 * x[:, :1] * (torch.arange(40) % 8 == 0)[:, None]  # some are far off
     with seeded(0):
@@ -135,16 +135,17 @@ def test_first_step_of_the_bottleneck_descends_the_huber_loss():
         head = MLP((1, 1)).double()
     target = y - y.median()
     target = target / target.abs().median()
-    loss = nn.functional.huber_loss(head(network(x)), target, delta=0.5)
-    grads = torch.autograd.grad(loss, list(network.parameters()))
+    parameters = [*network.parameters(), *head.parameters()]
+    adam = torch.optim.Adam(parameters, lr=0.02)
+    for _ in range(8):
+        adam.zero_grad()
+        nn.functional.huber_loss(head(network(x)), target, delta=0.5).backward()
+        adam.step()
     nets = train_bottlenecks(
-        x[None], y[None], seeds=[0], hidden=(), huber=0.5, num_epochs=1, batch_size=40, lr=1e-3
+        x[None], y[None], seeds=[0], hidden=(), huber=0.5, num_epochs=8, batch_size=40, lr=0.02
     )
-    for old, new, grad in zip(network.parameters(), nets.parameters(), grads):
-        torch.testing.assert_close(new[0], old - 1e-3 * grad.sign(), atol=1e-6, rtol=0)
-    squares = nn.functional.mse_loss(head(network(x)), target)
-    (other,) = torch.autograd.grad(squares, network.get_parameter("1.weight"))
-    assert bool((other.sign() != grads[0].sign()).any())  # so the test can tell them apart
+    for slow, fast in zip(network.parameters(), nets.parameters()):
+        torch.testing.assert_close(fast[0], slow)
 
 
 def test_options_of_the_bottleneck_change_the_result():
